@@ -1,0 +1,123 @@
+"""Files and stages: nothing is left half-written, nothing that is done is done again."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recsys.config import to_json
+
+SCHEMA_VERSION = 1
+STAGE_FILE = "stage.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON so that a reader sees the old file or the whole new one."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Returns the JSON value in `path`.
+
+    Raises:
+        ValueError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; was the stage that writes it run?") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); make its stage anew") from None
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of(value: Any) -> str:
+    """Returns a hash of a JSON value that does not depend on the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(directory: Path) -> str:
+    """Returns the fingerprint that the stage which wrote `directory` left there.
+
+    Raises:
+        ValueError: no finished stage wrote this directory.
+    """
+    return read_json(directory / STAGE_FILE)["fingerprint"]
+
+
+def run_stage(
+    output: Path,
+    *,
+    name: str,
+    config: Any,
+    inputs: Mapping[str, Path | str],
+    build: Callable[[Path], None],
+) -> bool:
+    """Builds `output` unless it is there already, made from the same config and inputs.
+
+    `build` fills `<output>.partial`; after an interruption of the same work it finds there what it
+    had left, and may go on from it. `output` appears, whole, by a rename.
+
+    Args:
+        inputs: directories of earlier stages (their fingerprints count), or strings as they are.
+
+    Returns:
+        Whether the stage ran.
+    """
+    prints = {key: fingerprint(v) if isinstance(v, Path) else v for key, v in inputs.items()}
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "stage": name,
+        "config": to_json(config),
+        "inputs": prints,
+    }
+    record["fingerprint"] = hash_of(record)
+    if _is_complete(output, record["fingerprint"]):
+        print(f"{name}: up to date ({output})", flush=True)
+        return False
+    partial = _open_partial(output, record["fingerprint"])
+    started = time.perf_counter()
+    build(partial)
+    (partial / "inputs.json").unlink()
+    record["seconds"] = round(time.perf_counter() - started, 3)
+    write_json(partial / STAGE_FILE, record)
+    _replace(partial, output)
+    print(f"{name}: {output} ({record['seconds']:.0f} s)", flush=True)
+    return True
+
+
+def _is_complete(output: Path, expected: str) -> bool:
+    return (output / STAGE_FILE).exists() and fingerprint(output) == expected
+
+
+def _open_partial(output: Path, expected: str) -> Path:
+    partial = output.with_name(output.name + ".partial")
+    marker = partial / "inputs.json"
+    if partial.exists() and not (marker.exists() and read_json(marker) == expected):
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(marker, expected)
+    return partial
+
+
+def _replace(partial: Path, output: Path) -> None:
+    old = output.with_name(output.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        output.rename(old)
+    partial.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
