@@ -1,0 +1,72 @@
+"""What every sequence model can do, and scoring with it.
+
+Tensor names end in their dimensions: B users in the batch (or packed rows), L history length,
+D width, V items with the padding row 0, N candidates or training positions, K list length.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Scorer = Callable[[Sequence[np.ndarray]], np.ndarray]
+"""Histories (item indexes, oldest first) to scores_BV; column 0 is padding."""
+
+
+@runtime_checkable
+class SequenceModel(Protocol):
+    """A model that turns histories into states which score items by a dot product."""
+
+    config: Any
+
+    def encode(self, items_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor) -> Tensor:
+        """Returns states_BLD of packed rows."""
+        ...
+
+    def last_state(self, history_BL: Tensor, length_B: Tensor) -> Tensor:
+        """Returns state_BD after the last item of right-padded histories."""
+        ...
+
+    def item_table(self) -> Tensor:
+        """Returns table_VD."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> Any: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+
+def pad_histories(
+    histories: Sequence[np.ndarray], max_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns history_BL (int64, right-padded with 0) and length_B of the latest items.
+
+    An empty history becomes one padding item, so that there is a last position to read.
+    """
+    latest = [history[-max_length:] for history in histories]
+    length_B = np.array([max(len(history), 1) for history in latest], dtype=np.int64)
+    history_BL = np.zeros((len(latest), int(length_B.max(initial=1))), dtype=np.int64)
+    for row, history in zip(history_BL, latest, strict=True):
+        row[: len(history)] = history
+    return history_BL, length_B
+
+
+def torch_scorer(model: SequenceModel) -> Scorer:
+    """Returns a scorer that runs `model` in PyTorch, without dropout."""
+
+    @torch.inference_mode()
+    def score(histories: Sequence[np.ndarray]) -> np.ndarray:
+        history_BL, length_B = pad_histories(histories, model.config.max_length)
+        model.eval()
+        state_BD = model.last_state(torch.from_numpy(history_BL), torch.from_numpy(length_B))
+        return (state_BD @ model.item_table().T).numpy()
+
+    return score

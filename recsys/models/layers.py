@@ -1,0 +1,102 @@
+"""Building blocks of sequence encoders: linear maps, rotary positions, causal attention."""
+
+import torch
+from torch import Tensor, nn
+
+MASKED = -1e4  # finite in bfloat16 and float16 alike, and zero after a softmax
+
+
+class LowRankLinear(nn.Module):
+    """A linear map of rank R: x_D @ down_DR @ up_RE, for R (D + E) weights instead of D E."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int):
+        super().__init__()
+        self.down = nn.Linear(in_features, rank, bias=False)
+        self.up = nn.Linear(rank, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
+
+
+def linear(in_features: int, out_features: int, rank: int | None) -> nn.Module:
+    """Returns a dense linear map without bias, or a factored one where `rank` is given."""
+    if rank is None:
+        return nn.Linear(in_features, out_features, bias=False)
+    return LowRankLinear(in_features, out_features, rank)
+
+
+def rotary_angles(positions_BL: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+    """Returns cosine and sine, (B, 1, L, head_width / 2), of rotary position embeddings.
+
+    Su et al., RoFormer, arXiv 2104.09864: scores depend on distances only, so that a sequence may
+    stand anywhere in a packed row.
+    """
+    half = torch.arange(head_width // 2, device=positions_BL.device, dtype=torch.float32)
+    frequencies = 10_000.0 ** (-half / (head_width // 2))
+    angles = positions_BL[:, None, :, None].float() * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHLW: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Returns queries or keys turned by their positions; first half against second half."""
+    first, second = x_BHLW.chunk(2, dim=-1)
+    cos, sin = cos.to(first.dtype), sin.to(first.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+    """Returns softmax(query key^T / sqrt(W)) value where `allowed`; all but that (B, H, L, W).
+
+    Written out: on a CPU it compiles to faster code than the fused operator.
+    """
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    weights = scores.float().masked_fill(~allowed, MASKED).softmax(dim=-1)
+    return weights.to(value.dtype) @ value
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention, then a feed-forward network."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_heads: int,
+        head_width: int,
+        feed_forward_width: int,
+        dropout: float,
+        rank: int | None,
+    ):
+        super().__init__()
+        inner = num_heads * head_width
+        self.num_heads = num_heads
+        self.norm_1 = nn.LayerNorm(width)
+        self.query = linear(width, inner, rank)
+        self.key = linear(width, inner, rank)
+        self.value = linear(width, inner, rank)
+        self.output = linear(inner, width, rank)
+        self.norm_2 = nn.LayerNorm(width)
+        self.expand = linear(width, feed_forward_width, rank)
+        self.contract = linear(feed_forward_width, width, rank)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x_BLD: Tensor, cos: Tensor, sin: Tensor, allowed: Tensor, last_B: Tensor | None = None
+    ) -> Tensor:
+        """Returns the block's output at every position, or at `last_B` only, as (B, 1, D)."""
+        normed = self.norm_1(x_BLD)
+        key = rotate(self._heads(self.key(normed)), cos, sin)
+        value = self._heads(self.value(normed))
+        if last_B is not None:
+            rows = torch.arange(len(last_B), device=last_B.device)
+            x_BLD, normed = x_BLD[rows, last_B, None], normed[rows, last_B, None]
+            cos, sin = cos[rows, :, last_B, None], sin[rows, :, last_B, None]
+            allowed = allowed[rows, :, last_B, None]
+        query = rotate(self._heads(self.query(normed)), cos, sin)
+        mixed = attend(query, key, value, allowed).transpose(1, 2).flatten(2)
+        x_BLD = x_BLD + self.dropout(self.output(mixed))
+        hidden = nn.functional.gelu(self.expand(self.norm_2(x_BLD)))
+        return x_BLD + self.dropout(self.contract(self.dropout(hidden)))
+
+    def _heads(self, x_BLE: Tensor) -> Tensor:
+        return x_BLE.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,109 @@
+"""A causal transformer over item sequences.
+
+SASRec (Kang and McAuley, arXiv 1808.09781) in today's form: pre-norm, GELU, rotary positions, no
+biases, item table tied between input and output.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recsys.models.item_table import item_table
+from recsys.models.layers import Block, rotary_angles
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """The shape of a transformer encoder."""
+
+    width: int = 64
+    """Width of the item vectors and of the residual stream (D)."""
+    num_layers: int = 2
+    """Number of blocks."""
+    num_heads: int = 2
+    """Attention heads in every block."""
+    head_width: int = 32
+    """Width of one head; even, since rotary positions turn pairs."""
+    feed_forward_width: int = 256
+    """Hidden width of the feed-forward networks."""
+    max_length: int = 200
+    """Longest history that is read; of a longer one the latest items count."""
+    dropout: float = 0.2
+    """Share of activations dropped in training."""
+    linear_rank: int | None = None
+    """Rank of every linear map; none for dense ones."""
+    item_rank: int | None = None
+    """Rank of the item table; none for a dense one."""
+
+    def __post_init__(self) -> None:
+        if self.head_width % 2:
+            raise ValueError(f"head_width must be even, not {self.head_width}")
+        if min(self.width, self.num_layers, self.num_heads, self.max_length) < 1:
+            raise ValueError("width, num_layers, num_heads and max_length must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+
+
+class Transformer(nn.Module):
+    """Encodes histories into states that score every item by a dot product."""
+
+    def __init__(self, config: TransformerConfig, num_items_with_padding: int):
+        super().__init__()
+        self.config = config
+        self.item_embedding = item_table(num_items_with_padding, config.width, config.item_rank)
+        self.blocks = nn.ModuleList(
+            Block(
+                width=config.width,
+                num_heads=config.num_heads,
+                head_width=config.head_width,
+                feed_forward_width=config.feed_forward_width,
+                dropout=config.dropout,
+                rank=config.linear_rank,
+            )
+            for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+
+    def encode(self, items_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor) -> Tensor:
+        """Returns states_BLD; a position sees itself and what precedes it in its own segment.
+
+        Args:
+            positions_BL: position of each item within its segment.
+            segments_BL: which sequence of the row an item belongs to; 0 is padding.
+        """
+        same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
+        allowed = (same_BLL & _causal(items_BL))[:, None]
+        cos, sin = rotary_angles(positions_BL, self.config.head_width)
+        x_BLD = self.dropout(self.item_embedding(items_BL))
+        for block in self.blocks:
+            x_BLD = block(x_BLD, cos, sin, allowed)
+        return self.norm(x_BLD)
+
+    def last_state(self, history_BL: Tensor, length_B: Tensor) -> Tensor:
+        """Returns state_BD after the last item of right-padded histories.
+
+        The last block computes its query and feed-forward network for that position only.
+        """
+        allowed = _causal(history_BL).expand(len(history_BL), -1, -1)[:, None]
+        positions_BL = torch.arange(history_BL.shape[1], device=history_BL.device)
+        positions_BL = positions_BL.expand_as(history_BL)
+        cos, sin = rotary_angles(positions_BL, self.config.head_width)
+        x_BLD = self.dropout(self.item_embedding(history_BL))
+        for block in self.blocks[:-1]:
+            x_BLD = block(x_BLD, cos, sin, allowed)
+        x_B1D = self.blocks[-1](x_BLD, cos, sin, allowed, length_B - 1)
+        return self.norm(x_B1D[:, 0])
+
+    def item_table(self) -> Tensor:
+        """Returns table_VD; scores are state_BD @ table_VD.T."""
+        return self.item_embedding.table()
+
+
+def _causal(items_BL: Tensor) -> Tensor:
+    positions = torch.arange(items_BL.shape[1], device=items_BL.device)
+    return (positions[:, None] >= positions[None, :])[None]
