@@ -1,0 +1,87 @@
+"""The union of compression steps and the recipe that strings them together.
+
+Pruning and factoring return a model of a smaller config; quantisation says how the serving graph
+stores the weights. A new step adds its config to `Step` and its case to `apply`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from recsys.compress.graph import Precision
+from recsys.compress.low_rank import (
+    FactorizeItems,
+    FactorizeLinears,
+    factorize_items,
+    factorize_linears,
+)
+from recsys.compress.prune import (
+    PruneFeedForward,
+    PruneHeads,
+    PruneLayers,
+    prune_feed_forward,
+    prune_heads,
+    prune_layers,
+)
+from recsys.compress.quantize import Quantize
+from recsys.models.interface import SequenceModel
+from recsys.models.transformer import Transformer
+
+Step = PruneLayers | PruneHeads | PruneFeedForward | FactorizeLinears | FactorizeItems | Quantize
+Recipe = tuple[Step, ...]
+Recover = Callable[[SequenceModel, int], SequenceModel]
+
+
+def compress(
+    model: SequenceModel,
+    recipe: Recipe,
+    *,
+    histories: Sequence[np.ndarray],
+    recover: Recover | None = None,
+) -> tuple[SequenceModel, Precision]:
+    """Returns the compressed model and the precision to export it in; `model` stays as it is.
+
+    Args:
+        histories: real ones, to calibrate the steps on.
+        recover: trains a model for a number of epochs, after the steps that ask for it.
+
+    Raises:
+        ValueError: a step asks for more than the model has, for recovery without `recover`, or for
+            a kind of model that cannot be compressed.
+    """
+    precision: Precision = "float32"
+    for step in recipe:
+        if isinstance(step, Quantize):
+            precision = "int8"
+            continue
+        model = apply(step, model, histories)
+        if step.recover_epochs:
+            if recover is None:
+                raise ValueError(
+                    f"{type(step).__name__} asks for recovery, but there is no trainer"
+                )
+            model = recover(model, step.recover_epochs)
+    return model, precision
+
+
+def apply(step: Step, model: SequenceModel, histories: Sequence[np.ndarray]) -> SequenceModel:
+    """Returns a new model after one step; the same where the step is about the graph only.
+
+    Raises:
+        ValueError: the step asks for more than the model has.
+    """
+    if not isinstance(model, Transformer):
+        raise ValueError(f"{type(model).__name__} cannot be compressed; give a Transformer")
+    match step:
+        case PruneLayers():
+            return prune_layers(step, model, histories)
+        case PruneHeads():
+            return prune_heads(step, model, histories)
+        case PruneFeedForward():
+            return prune_feed_forward(step, model, histories)
+        case FactorizeLinears():
+            return factorize_linears(step, model, histories)
+        case FactorizeItems():
+            return factorize_items(step, model, histories)
+        case Quantize():
+            return model

@@ -1,0 +1,119 @@
+"""A model as the ONNX file that is served, checked against PyTorch before it is written."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from tqdm import tqdm
+
+from recsys.checkpoint import GRAPH
+from recsys.compress.graph import Precision, serving_graph
+from recsys.models.interface import SequenceModel, pad_histories, torch_scorer
+from recsys.models.transformer import Transformer
+
+LIST_LENGTH = 10
+BATCH_SIZE = 64
+SMALLEST_OVERLAP = {"float32": 0.999, "int8": 0.5}
+LARGEST_RELATIVE_DIFFERENCE = {"float32": 1e-3, "int8": np.inf}
+TIE_TOLERANCE = 1e-5
+
+
+def export_onnx(
+    model: SequenceModel,
+    directory: Path,
+    *,
+    histories: Sequence[np.ndarray],
+    precision: Precision = "float32",
+) -> dict[str, float]:
+    """Writes `model.onnx` into `directory` and returns how far it is from the PyTorch model.
+
+    Returns:
+        "top10_overlap", the share of the ten best unseen items that both agree on, and
+        "max_score_difference", the largest absolute difference of any score.
+
+    Args:
+        histories: real ones, on which graph and model are compared.
+
+    Raises:
+        ValueError: graph and model disagree, there are no histories, or the model's kind has no
+            graph; nothing is written then.
+    """
+    if not isinstance(model, Transformer):
+        raise ValueError(f"{type(model).__name__} has no ONNX graph; export a Transformer")
+    if not len(histories):
+        raise ValueError("export needs at least one history to compare graph and model on")
+    weights = {name: w.detach().cpu().numpy() for name, w in model.state_dict().items()}
+    graph = serving_graph(model.config, weights, precision).SerializeToString()
+    parity = compare(graph, model, histories)
+    _refuse_disagreement(parity, precision)
+    partial = Path(directory) / f"{GRAPH}.partial"
+    partial.write_bytes(graph)
+    os.replace(partial, Path(directory) / GRAPH)  # noqa: PTH105
+    return {key: parity[key] for key in ("top10_overlap", "max_score_difference")}
+
+
+def compare(
+    graph: bytes, model: SequenceModel, histories: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Returns overlap and difference as `export_onnx` does, and the difference as a share of the
+    largest score of the PyTorch model."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    score = torch_scorer(model)
+    overlaps, difference, largest = [], 0.0, 0.0
+    for start in tqdm(range(0, len(histories), BATCH_SIZE), desc="parity", disable=None):
+        batch = histories[start : start + BATCH_SIZE]
+        history_BL, length_B = pad_histories(batch, model.config.max_length)
+        items_BK, scores_BV = _run(session, history_BL, length_B)
+        expected_BV = score(batch)
+        difference = max(difference, float(np.abs(scores_BV - expected_BV)[:, 1:].max()))
+        largest = max(largest, float(np.abs(expected_BV[:, 1:]).max()))
+        overlaps.append(_overlap(items_BK, expected_BV, history_BL))
+    return {
+        "top10_overlap": float(np.concatenate(overlaps).mean()),
+        "max_score_difference": difference,
+        "relative_score_difference": difference / largest if largest else difference,
+    }
+
+
+def _run(
+    session: onnxruntime.InferenceSession, history_BL: np.ndarray, length_B: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    inputs = {
+        "history_BL": history_BL,
+        "length_B": length_B,
+        "k": np.array([LIST_LENGTH]),
+        "exclude_seen": np.array([True]),
+    }
+    items_BK, scores_BV = session.run(["items_BK", "scores_BV"], inputs)
+    return np.asarray(items_BK), np.asarray(scores_BV)
+
+
+def _overlap(items_BK: np.ndarray, expected_BV: np.ndarray, history_BL: np.ndarray) -> np.ndarray:
+    """Returns for each user the share of `items_BK` among the best unseen of `expected_BV`.
+
+    Items whose expected score ties with the last of the list count as being in it.
+    """
+    unseen_BV = expected_BV.copy()
+    np.put_along_axis(unseen_BV, history_BL, -np.inf, axis=1)
+    unseen_BV[:, 0] = -np.inf
+    threshold_B1 = -np.partition(-unseen_BV, items_BK.shape[1] - 1, axis=1)
+    threshold_B1 = threshold_B1[:, items_BK.shape[1] - 1, None]
+    threshold_B1 = threshold_B1 - TIE_TOLERANCE * np.abs(expected_BV).max()
+    return (np.take_along_axis(unseen_BV, items_BK, axis=1) >= threshold_B1).mean(axis=1)
+
+
+def _refuse_disagreement(parity: dict[str, float], precision: Precision) -> None:
+    overlap, difference = parity["top10_overlap"], parity["relative_score_difference"]
+    # Written so that a NaN is refused too.
+    enough = overlap >= SMALLEST_OVERLAP[precision]
+    near = difference <= LARGEST_RELATIVE_DIFFERENCE[precision]
+    if not (enough and near):
+        raise ValueError(
+            f"the {precision} graph disagrees with the PyTorch model: top-10 overlap "
+            f"{overlap:.3f}, largest score difference {parity['max_score_difference']:.2g} "
+            f"({difference:.1%} of the largest score); nothing was written"
+        )

@@ -1,0 +1,162 @@
+"""The serving graph: the same answers as PyTorch, the table once, any batch and length."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from recsys.compress import export
+from recsys.compress.export import export_onnx
+from recsys.models import build
+from recsys.models.interface import pad_histories, torch_scorer
+from recsys.models.transformer import Transformer, TransformerConfig
+
+NUM_ITEMS = 2000
+CONFIG = TransformerConfig(
+    width=32, num_layers=2, num_heads=2, head_width=16, feed_forward_width=64, max_length=30
+)
+VARIANTS = {
+    "dense": CONFIG,
+    "one layer": dataclasses.replace(CONFIG, num_layers=1),
+    "low rank": dataclasses.replace(CONFIG, linear_rank=8, item_rank=8),
+    "narrow heads": dataclasses.replace(CONFIG, num_heads=3, head_width=6),
+}
+
+
+def make(config: TransformerConfig) -> Transformer:
+    torch.manual_seed(1)
+    model = build(config, NUM_ITEMS + 1)
+    assert isinstance(model, Transformer)
+    with torch.no_grad():
+        for parameter in model.item_embedding.parameters():
+            parameter.mul_(20)
+    model.eval()
+    return model
+
+
+@pytest.fixture(scope="module")
+def histories() -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(1, NUM_ITEMS + 1, length, dtype=np.int32) for length in range(45)]
+
+
+def session(directory: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(
+        directory / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+
+
+def ask(directory: Path, histories, *, k: int = 10, exclude_seen: bool = True):
+    history_BL, length_B = pad_histories(histories, CONFIG.max_length)
+    inputs = {
+        "history_BL": history_BL,
+        "length_B": length_B,
+        "k": np.array([k]),
+        "exclude_seen": np.array([exclude_seen]),
+    }
+    return session(directory).run(None, inputs)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_float_graph_scores_like_pytorch(config, histories, tmp_path: Path):
+    model = make(config)
+    parity = export_onnx(model, tmp_path, histories=histories)
+    assert parity["top10_overlap"] == 1
+    assert parity["max_score_difference"] < 1e-3
+    _, _, scores_BV = ask(tmp_path, histories)
+    expected_BV = torch_scorer(model)(histories)
+    np.testing.assert_allclose(scores_BV[:, 1:], expected_BV[:, 1:], atol=1e-3, rtol=1e-3)
+    assert (scores_BV[:, 0] == -np.inf).all()
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_an_answer_depends_on_its_own_history_only(precision, config, histories, tmp_path: Path):
+    export_onnx(make(config), tmp_path, histories=histories, precision=precision)
+    _, _, together_BV = ask(tmp_path, histories)
+    for history, expected_V in zip(histories, together_BV, strict=True):
+        _, _, alone_BV = ask(tmp_path, [history])
+        tolerance = 1e-4 if precision == "float32" else 2e-2
+        largest = np.abs(expected_V[1:]).max()
+        np.testing.assert_allclose(alone_BV[0], expected_V, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_the_item_table_is_stored_once(config, histories, tmp_path: Path):
+    model = make(config)
+    table_size = (NUM_ITEMS + 1) * (config.item_rank or config.width)
+    rest = sum(weight.numel() for weight in model.parameters()) - table_size
+    for precision, bytes_per_weight in (("float32", 4), ("int8", 1)):
+        export_onnx(model, tmp_path, histories=histories, precision=precision)
+        size = (tmp_path / "model.onnx").stat().st_size
+        scales = 4 * NUM_ITEMS if precision == "int8" else 0
+        assert size < bytes_per_weight * table_size + scales + 4 * rest + 20_000
+        large = [
+            tensor
+            for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer
+            if len(tensor.raw_data) >= bytes_per_weight * table_size
+        ]
+        assert len(large) == 1
+
+
+def test_int8_graph_is_near_pytorch(histories, tmp_path: Path):
+    model = make(CONFIG)
+    parity = export_onnx(model, tmp_path, histories=histories, precision="int8")
+    assert parity["top10_overlap"] > 0.9
+    largest = np.abs(torch_scorer(model)(histories)).max()
+    assert 0 < parity["max_score_difference"] < 0.05 * largest
+
+
+def test_seen_items_are_left_out_only_if_asked(histories, tmp_path: Path):
+    export_onnx(make(CONFIG), tmp_path, histories=histories)
+    without_BK, _, scores_BV = ask(tmp_path, histories, k=NUM_ITEMS)
+    with_BK, item_scores_BK, raw_BV = ask(tmp_path, histories, k=50, exclude_seen=False)
+    np.testing.assert_array_equal(scores_BV, raw_BV)
+    np.testing.assert_array_equal(with_BK, np.argsort(-raw_BV, axis=1, kind="stable")[:, :50])
+    np.testing.assert_array_equal(item_scores_BK, np.take_along_axis(raw_BV, with_BK, 1))
+    for items_K, history in zip(without_BK, histories, strict=True):
+        num_unseen = NUM_ITEMS - len(np.unique(history[-CONFIG.max_length :]))
+        assert not np.isin(items_K[:num_unseen], history[-CONFIG.max_length :]).any()
+
+
+def test_k_beyond_the_catalogue_gives_all_items(histories, tmp_path: Path):
+    export_onnx(make(CONFIG), tmp_path, histories=histories)
+    items_BK, scores_BK, _ = ask(tmp_path, histories[:2], k=10 * NUM_ITEMS, exclude_seen=False)
+    np.testing.assert_array_equal(np.sort(items_BK[0]), np.arange(1, NUM_ITEMS + 1))
+    assert np.isfinite(scores_BK).all()
+
+
+def test_metadata_names_length_and_items(histories, tmp_path: Path):
+    export_onnx(make(CONFIG), tmp_path, histories=histories, precision="int8")
+    metadata = session(tmp_path).get_modelmeta().custom_metadata_map
+    assert metadata == {"max_length": "30", "num_items": "2000", "precision": "int8"}
+
+
+def test_a_graph_that_disagrees_is_not_written(histories, tmp_path: Path, monkeypatch):
+    plain = export.serving_graph
+
+    def tampered(config, weights, precision):
+        name = "blocks.1.output.weight"
+        return plain(config, {**weights, name: weights[name][::-1]}, precision)
+
+    monkeypatch.setattr(export, "serving_graph", tampered)
+    with pytest.raises(ValueError, match="the float32 graph disagrees"):
+        export_onnx(make(CONFIG), tmp_path, histories=histories)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_no_numbers_are_refused(histories, tmp_path: Path):
+    model = make(CONFIG)
+    with torch.no_grad():
+        model.norm.weight[0] = torch.nan
+    with pytest.raises(ValueError, match="disagrees"):
+        export_onnx(model, tmp_path, histories=histories, precision="int8")
+
+
+def test_export_without_histories_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="at least one history"):
+        export_onnx(make(CONFIG), tmp_path, histories=[])
