@@ -1,0 +1,1 @@
+"""Serving: a model directory behind an HTTP endpoint."""

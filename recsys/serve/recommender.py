@@ -1,0 +1,145 @@
+"""A model directory as a recommender: external item ids in, ranked external item ids out.
+
+Needs numpy, Arrow and ONNX Runtime; neither PyTorch nor Ray.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from recsys.checkpoint import GRAPH, ITEMS, verify_model
+from recsys.evaluate.engine import OnnxModel
+from recsys.files import hash_of, read_json
+from recsys.serve.schema import Item, Recommendation, Request
+
+SCORES_PER_CALL = 1 << 24
+"""Scores in memory at once (64 MiB): a call of many histories is cut into several."""
+MAX_ROWS_PER_CALL = 256
+VERSION_LENGTH = 12
+
+
+class Recommender:
+    """The model in a directory, its items, and what it says about itself.
+
+    Attributes:
+        version: a hash of the files that decide the answers.
+        num_items: how many items the model can recommend.
+        config, report: `config.json` and `report.json` (None where there is none).
+    """
+
+    def __init__(self, directory: Path, *, threads: int = 1) -> None:
+        """Loads the model.
+
+        Raises:
+            ValueError: the directory is no whole model directory, or has no serving form.
+        """
+        self.config: dict[str, Any] = verify_model(directory)
+        for name, remedy in ((GRAPH, "export it with jobs.compress"), (ITEMS, "make it anew")):
+            if name not in self.config["files"]:
+                raise ValueError(f"{directory} cannot be served: it has no {name}; {remedy}")
+        report = directory / "report.json"
+        self.report: dict[str, Any] | None = read_json(report) if report.exists() else None
+        served = {name: self.config["files"][name]["sha256"] for name in (GRAPH, ITEMS)}
+        self.version = hash_of(served)[:VERSION_LENGTH]
+        self._item_ids, self._popularity_V = _read_items(directory / ITEMS)
+        self._index = {item_id: i for i, item_id in enumerate(self._item_ids) if i > 0}
+        self._popular = 1 + np.argsort(-self._popularity_V[1:], kind="stable")
+        self.num_items = len(self._item_ids) - 1
+        self._model = OnnxModel(directory, threads=threads)
+
+    def recommend(
+        self, histories: Sequence[Sequence[str]], *, k: int, exclude_seen: bool = True
+    ) -> list[Recommendation]:
+        """Returns, for each history of item ids (oldest first), up to `k` items, best first.
+
+        Items that the model does not know are ignored and named. A history in which it knows
+        none gets the most popular items, their scores being counts of training interactions.
+        """
+        known = [[self._index[i] for i in history if i in self._index] for history in histories]
+        rows = [row for row, history in enumerate(known) if history]
+        ranked = self._rank([np.asarray(known[row], np.int64) for row in rows], k, exclude_seen)
+        by_row = dict(zip(rows, ranked, strict=True))
+        return [
+            Recommendation(
+                items=by_row[row] if row in by_row else self._popular_items(k),
+                unknown_items=list(dict.fromkeys(i for i in history if i not in self._index)),
+                popular=row not in by_row,
+            )
+            for row, history in enumerate(histories)
+        ]
+
+    def answer(self, requests: Sequence[Request]) -> list[list[Recommendation]]:
+        """Returns the recommendations for each request; histories of all go to the model together.
+
+        A request gets the first k of the longest list asked for beside it, which is the list that
+        it would have got alone.
+        """
+        answers: dict[int, list[Recommendation]] = {}
+        for flag in {request.exclude_seen for request in requests}:
+            group = [
+                (i, request) for i, request in enumerate(requests) if request.exclude_seen is flag
+            ]
+            together = iter(
+                self.recommend(
+                    [history for _, request in group for history in request.histories],
+                    k=max(request.k for _, request in group),
+                    exclude_seen=flag,
+                )
+            )
+            for i, request in group:
+                own = [next(together) for _ in request.histories]
+                answers[i] = [{**one, "items": one["items"][: request.k]} for one in own]
+        return [answers[i] for i in range(len(requests))]
+
+    def _rank(self, histories: list[np.ndarray], k: int, exclude_seen: bool) -> list[list[Item]]:
+        size = min(MAX_ROWS_PER_CALL, max(1, SCORES_PER_CALL // len(self._item_ids)))
+        lists: list[list[Item]] = []
+        for start in range(0, len(histories), size):
+            lists += self._rank_together(histories[start : start + size], k, exclude_seen)
+        return lists
+
+    def _rank_together(
+        self, histories: list[np.ndarray], k: int, exclude_seen: bool
+    ) -> list[list[Item]]:
+        # The graph sees the latest max_length items only: what was seen before them is asked for
+        # in addition, and left out here.
+        older = [
+            np.unique(history[: -self._model.max_length]) if exclude_seen else history[:0]
+            for history in histories
+        ]
+        asked = min(self.num_items, k + max(len(items) for items in older))
+        items_BK, scores_BK = self._model.top_k(histories, asked, exclude_seen)
+        return [
+            self._items(items_K, scores_K, keep_K=np.isfinite(scores_K) & ~np.isin(items_K, seen))[
+                :k
+            ]
+            for items_K, scores_K, seen in zip(items_BK, scores_BK, older, strict=True)
+        ]
+
+    def _popular_items(self, k: int) -> list[Item]:
+        items_K = self._popular[:k]
+        return self._items(items_K, self._popularity_V[items_K], keep_K=np.ones(len(items_K), bool))
+
+    def _items(
+        self, items_K: np.ndarray, scores_K: np.ndarray, *, keep_K: np.ndarray
+    ) -> list[Item]:
+        rounded = np.round(scores_K[keep_K].astype(np.float64), 6).tolist()
+        return [
+            Item(item_id=self._item_ids[item], score=score)
+            for item, score in zip(items_K[keep_K].tolist(), rounded, strict=True)
+        ]
+
+
+def _read_items(path: Path) -> tuple[list[str], np.ndarray]:
+    missing = {"item_id", "popularity"} - set(pq.read_schema(path).names)
+    if missing:
+        raise ValueError(
+            f"{path} has no column {', '.join(sorted(missing))}; "
+            "prepare the dataset and train the model anew"
+        )
+    table = pq.read_table(path, columns=["item_id", "popularity"])
+    popularity_V = table["popularity"].fill_null(0).to_numpy().astype(np.float64)
+    return table["item_id"].to_pylist(), popularity_V
