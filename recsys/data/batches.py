@@ -90,6 +90,31 @@ def pack(windows: list[Window], length: int, num_open: int = 64) -> list[list[Wi
     return done + rows
 
 
+def empty_batch(num_rows: int, length: int) -> Batch:
+    """Returns a batch of padding."""
+    batch = Batch(*(np.zeros((num_rows, length), np.int64) for _ in range(5)))
+    batch.rows_BL.fill(-1)
+    return batch
+
+
+def fill_row(
+    batch: Batch, index: int, row: list[Window], dataset: Dataset, first_rows: np.ndarray
+) -> None:
+    """Writes the windows of `row` one after the other into row `index` of `batch`."""
+    at = 0
+    for segment, window in enumerate(row, start=1):
+        history = dataset.history(window.user)
+        size = window.stop - window.start
+        here = (index, slice(at, at + size))
+        batch.items_BL[here] = history[window.start : window.stop]
+        batch.targets_BL[here] = history[window.start + 1 : window.stop + 1]
+        batch.positions_BL[here] = np.arange(size)
+        batch.segments_BL[here] = segment
+        first = first_rows[window.user] + window.start
+        batch.rows_BL[here] = np.arange(first, first + size)
+        at += size
+
+
 class Batches:
     """One epoch's batches for one of several workers."""
 
@@ -129,25 +154,10 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """Returns this worker's rows of batch `step`, always of the same shape."""
-        batch = Batch(*(np.zeros((self.num_rows, self.length), np.int64) for _ in range(5)))
-        batch.rows_BL.fill(-1)
+        batch = empty_batch(self.num_rows, self.length)
         for index, row in enumerate(self.plan[step][self.rank :: self.world_size]):
-            self._fill(batch, index, row)
+            fill_row(batch, index, row, self.dataset, self.first_rows)
         return batch
-
-    def _fill(self, batch: Batch, index: int, row: list[Window]) -> None:
-        at = 0
-        for segment, window in enumerate(row, start=1):
-            history = self.dataset.history(window.user)
-            size = window.stop - window.start
-            here = (index, slice(at, at + size))
-            batch.items_BL[here] = history[window.start : window.stop]
-            batch.targets_BL[here] = history[window.start + 1 : window.stop + 1]
-            batch.positions_BL[here] = np.arange(size)
-            batch.segments_BL[here] = segment
-            first = self.first_rows[window.user] + window.start
-            batch.rows_BL[here] = np.arange(first, first + size)
-            at += size
 
     def __iter__(self) -> Iterator[Batch]:
         return (self.batch(step) for step in range(len(self)))

@@ -1,0 +1,47 @@
+"""From a command line to a job: presets, flags, one line of error, exit codes."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from jobs.presets import PRESETS, Preset
+
+Job = TypeVar("Job")
+DEFAULT_PRESET = "quickstart"
+
+
+def command(
+    from_preset: Callable[[Preset, Path], Job],
+    run: Callable[[Job], object],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Runs a job as the command line says and returns the exit code.
+
+    The first word may name a preset; flags override its settings. What a user can cause ends in
+    one line on standard error and code 2; Ctrl-C in code 130, and the same command goes on later.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        run(_parse(from_preset, words, sys.argv[0]))
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(from_preset: Callable[[Preset, Path], Job], words: list[str], program: str) -> Job:
+    if not words or words[0].startswith("-"):
+        wants_help = bool({"-h", "--help"} & set(words[:1]))
+        words = words if wants_help else [DEFAULT_PRESET, *words]
+    jobs = {
+        name: (preset.description, from_preset(preset, Path("runs") / name))
+        for name, preset in PRESETS.items()
+    }
+    name = Path(program).stem
+    return tyro.extras.overridable_config_cli(jobs, prog=f"python -m jobs.{name}", args=words)

@@ -1,0 +1,117 @@
+"""Distil the teacher into a student: `python -m jobs.distill [preset] [flags]`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.command import command
+from jobs.on_ray import start_ray
+from jobs.presets import Preset
+from jobs.train import train_model
+from recsys.data.sequences import Dataset
+from recsys.distill.objective import DistillConfig, Distillation
+from recsys.distill.targets import TargetsConfig, write_targets
+from recsys.files import run_stage
+from recsys.models import ModelConfig, load_model
+from recsys.train.fit import Task
+from recsys.train.loop import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Writes the teacher's answers once, then trains a student on them and on the log."""
+
+    dataset: Path
+    """The dataset, from jobs.prepare."""
+    teacher: Path
+    """The teacher's model directory."""
+    targets: Path
+    """Where the teacher's answers go."""
+    output: Path
+    """Where the student goes."""
+    model: ModelConfig
+    """The student's shape."""
+    keep: TargetsConfig
+    """What is kept of the teacher's answers."""
+    distill: DistillConfig
+    """How the student listens to the teacher."""
+    train: TrainConfig
+    """How students are trained."""
+    alone: Path | None = None
+    """Where the same student, trained without the teacher, goes; none to leave it out."""
+    num_target_workers: int = 0
+    """Workers that write the answers under Ray Data; 0 for this process."""
+    num_workers: int = 0
+    """Data-parallel workers that train a student under Ray Train; 0 for this process."""
+
+    @classmethod
+    def from_preset(cls, preset: Preset, directory: Path) -> "Distill":
+        """Returns the preset's distillation in a run directory."""
+        return cls(
+            dataset=directory / "dataset",
+            teacher=directory / "teacher",
+            targets=directory / "targets",
+            output=directory / "student",
+            model=preset.student,
+            keep=preset.targets,
+            distill=preset.distill,
+            train=preset.train_student,
+            num_target_workers=preset.num_workers,
+        )
+
+
+def run(job: Distill) -> Path:
+    """Distils, as far as that is not done, and returns the student's model directory."""
+    if job.alone is not None:
+        _train_alone(job, job.alone)
+    inputs = {"dataset": job.dataset, "teacher": job.teacher}
+    run_stage(
+        job.targets,
+        name="targets",
+        config=job.keep,
+        inputs=inputs,
+        build=lambda directory: _write_targets(job, directory),
+    )
+    task = Task(
+        dataset=job.dataset,
+        model=job.model,
+        train=job.train,
+        objective=Distillation(job.targets, job.distill),
+    )
+    run_stage(
+        job.output,
+        name="distill",
+        config=(job.model, job.distill, job.train),
+        inputs={"dataset": job.dataset, "targets": job.targets},
+        build=lambda directory: train_model(
+            task, directory, role="student", num_workers=job.num_workers
+        ),
+    )
+    return job.output
+
+
+def _train_alone(job: Distill, output: Path) -> None:
+    task = Task(dataset=job.dataset, model=job.model, train=job.train)
+    run_stage(
+        output,
+        name="student-alone",
+        config=(job.model, job.train),
+        inputs={"dataset": job.dataset},
+        build=lambda directory: train_model(
+            task, directory, role="student", num_workers=job.num_workers
+        ),
+    )
+
+
+def _write_targets(job: Distill, directory: Path) -> None:
+    if job.num_target_workers == 0:
+        write_targets(load_model(job.teacher), Dataset.open(job.dataset), directory, job.keep)
+        return
+    start_ray()
+    from recsys.distill.on_ray import write_targets_on_ray
+
+    write_targets_on_ray(job.teacher, job.dataset, directory, job.keep, job.num_target_workers)
+
+
+if __name__ == "__main__":
+    sys.exit(command(Distill.from_preset, run))

@@ -1,0 +1,102 @@
+"""Starting Ray on this machine, joining the cluster that runs this job, or sending a job to one."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+SETTINGS = {
+    "RAY_AUTH_MODE": "token",  # nobody without the token reaches a cluster of ours
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps every listener on 127.0.0.1
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report waits for the next poll
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "OMP_NUM_THREADS": "1",  # workers share the cores; one thread each
+}
+LOGICAL_CPUS = 8  # more than a laptop may have: stages sleep while their parts run
+
+
+def start_ray() -> None:
+    """Starts Ray in this machine's loopback, or joins the cluster where one is set; idempotent."""
+    in_cluster = "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ
+    if not in_cluster:
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    if in_cluster:
+        ray.init(logging_level="error")
+        return
+    ray.init(
+        num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+    )
+
+
+def submit_and_follow(
+    entrypoint: str, *, address: str, working_dir: Path, excludes: Sequence[str]
+) -> int:
+    """Returns the exit code of `entrypoint`, run on the cluster at `address`; prints its log.
+
+    Args:
+        working_dir: the directory whose files go with the job, without `excludes` (.gitignore's
+            patterns) and without what its .gitignore names.
+
+    Raises:
+        ValueError: the cluster cannot be reached, or refuses us.
+    """
+    # Not above: Ray reads its environment when it is imported.
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+        job = client.submit_job(
+            entrypoint=entrypoint,
+            runtime_env={"working_dir": str(working_dir), "excludes": list(excludes)},
+        )
+    except AuthenticationError:
+        raise ValueError(
+            f"{address} wants the cluster's token and there is none here, or another: put it in "
+            "RAY_AUTH_TOKEN, or its file's path in RAY_AUTH_TOKEN_PATH"
+        ) from None
+    except (ConnectionError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ValueError(f"no job server answers at {address}: {first_line}") from None
+    print(f"submit: {job} runs {entrypoint!r} at {address}", flush=True)
+    try:
+        asyncio.run(_print_log(client, job))
+    except KeyboardInterrupt:
+        print(f"submit: {job} goes on; `ray job stop --address {address} {job}` ends it")
+        raise
+    return _exit_code(client, job)
+
+
+async def _print_log(client: "JobSubmissionClient", job: str) -> None:
+    async for text in client.tail_job_logs(job):
+        print(text, end="", flush=True)
+
+
+def _exit_code(client: "JobSubmissionClient", job: str) -> int:
+    info = client.get_job_info(job)
+    while not info.status.is_terminal():
+        time.sleep(0.5)
+        info = client.get_job_info(job)
+    print(f"submit: {job} {info.status.lower()}", flush=True)
+    if info.status == "SUCCEEDED":
+        return 0
+    if info.driver_exit_code is None:
+        print(f"submit: {info.message}", flush=True)
+    return info.driver_exit_code or 1

@@ -1,0 +1,124 @@
+"""From a raw log to a served, compressed student: `python -m jobs.pipeline [preset] [flags]`."""
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs import compress, distill, prepare, search, train
+from jobs.command import command
+from jobs.presets import Preset
+from recsys.data.sequences import Dataset
+from recsys.evaluate.baselines import popularity
+from recsys.evaluate.report import evaluate_scorer, table
+from recsys.files import fingerprint, read_json, run_stage, write_json
+from recsys.search.on_ray import choose
+
+ROWS = ("teacher", "student-alone", "student", "compressed", "chosen")
+ROW_KEYS = ("ndcg@10", "ndcg@10_interval", "hr@10", "size_bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Runs every stage; what is done already is not done again."""
+
+    preset: Preset
+    """The settings of all stages."""
+    output: Path
+    """The run directory."""
+    log: str | None = None
+    """The interaction log, a path or URI; none for the preset's own source."""
+    items: str | None = None
+    """The item table, a path or URI."""
+    order_column: str | None = None
+    """The column that orders events of the same time."""
+
+    @classmethod
+    def from_preset(cls, preset: Preset, directory: Path) -> "Pipeline":
+        """Returns the preset's pipeline in a run directory."""
+        return cls(preset=preset, output=directory)
+
+
+def run(job: Pipeline) -> dict:
+    """Runs the pipeline, prints its table, and returns what it wrote as summary.json."""
+    started = time.perf_counter()
+    preset = _with_log(job)
+    directory = job.output
+    prepare.run(prepare.Prepare.from_preset(preset, directory))
+    train.run(train.Train.from_preset(preset, directory))
+    distillation = distill.Distill.from_preset(preset, directory)
+    distill.run(replace(distillation, alone=directory / "student-alone"))
+    compress.run(compress.Compress.from_preset(preset, directory))
+    search.run(search.Search.from_preset(preset, directory))
+    _choose(preset, directory)
+    summary = _summary(directory, round(time.perf_counter() - started, 1))
+    write_json(directory / "summary.json", summary)
+    _show(directory, summary)
+    return summary
+
+
+def _with_log(job: Pipeline) -> Preset:
+    if job.log is None:
+        return job.preset
+    config = replace(
+        job.preset.prepare,
+        source="log",
+        log=job.log,
+        items=job.items,
+        order_column=job.order_column or job.preset.prepare.order_column,
+    )
+    return replace(job.preset, prepare=config)
+
+
+def _choose(preset: Preset, directory: Path) -> None:
+    """Copies the model that the rule picks from the frontier."""
+    picked = choose(directory / "frontier", preset.search)
+
+    def build(target: Path) -> None:
+        for file in picked.iterdir():
+            if file.name != "stage.json":
+                shutil.copyfile(file, target / file.name)
+
+    inputs = {"frontier": directory / "frontier"}
+    run_stage(
+        directory / "chosen", name="choose", config=picked.name, inputs=inputs, build=build
+    )
+
+
+def _summary(directory: Path, seconds: float) -> dict:
+    dataset = Dataset.open(directory / "dataset")
+    rows = [{"name": "popularity", **_baseline(dataset)}]
+    rows += [_row(name, read_json(directory / name / "report.json")) for name in ROWS]
+    stages = ("dataset", "teacher", "targets", *ROWS[1:], "frontier")
+    times = {name: read_json(directory / name / "stage.json")["seconds"] for name in stages}
+    best = dataset.manifest.get("best_possible")
+    return {
+        "seconds": seconds,
+        "stages": times,
+        "rows": rows,
+        "best_possible": best["test"] if best else None,
+        "dataset": fingerprint(directory / "dataset"),
+    }
+
+
+def _baseline(dataset: Dataset) -> dict:
+    report = evaluate_scorer(popularity(dataset), dataset, "test", seed=0)
+    return {**{key: report.get(key) for key in ROW_KEYS}, "latency_ms_p50": None}
+
+
+def _row(name: str, report: dict) -> dict:
+    values = {key: report[key] for key in ROW_KEYS}
+    return {"name": name, **values, "latency_ms_p50": report["latency_ms"]["batch_1"]["p50"]}
+
+
+def _show(directory: Path, summary: dict) -> None:
+    print(f"\n{table(summary['rows'])}")
+    if summary["best_possible"]:
+        print(f"best possible on this log: NDCG@10 {summary['best_possible']['ndcg@10']:.4f}")
+    print(f"\nfrontier: {directory / 'frontier' / 'frontier.html'}")
+    print(f"serve it: python -m jobs.serve {directory / 'chosen'}")
+
+
+if __name__ == "__main__":
+    sys.exit(command(Pipeline.from_preset, run))

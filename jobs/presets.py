@@ -1,0 +1,127 @@
+"""Named settings for every stage: a place to start, every value of it a flag."""
+
+from dataclasses import dataclass, field
+
+from recsys.compress import FactorizeItems, Quantize, Recipe
+from recsys.data.schema import PrepareConfig
+from recsys.distill.objective import DistillConfig
+from recsys.distill.targets import TargetsConfig
+from recsys.models import ModelConfig, TransformerConfig
+from recsys.search.space import SearchConfig
+from recsys.train.loop import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The settings of a whole pipeline."""
+
+    description: str
+    """What the preset is for; one line of --help."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    """The log and how it is cleaned and split."""
+    teacher: ModelConfig
+    """The teacher's shape."""
+    train: TrainConfig
+    """How the teacher is trained."""
+    student: ModelConfig
+    """The student's shape."""
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
+    """What is kept of the teacher's answers."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """How the student listens to the teacher."""
+    train_student: TrainConfig
+    """How students are trained, distilled and alone."""
+    recipe: Recipe = (Quantize(),)
+    """How the student is compressed."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """What is searched for."""
+    num_workers: int = 2
+    """Workers that train the teacher; 0 for this process, without Ray."""
+
+
+QUICKSTART = Preset(
+    description="The built-in synthetic log; minutes on a laptop.",
+    teacher=TransformerConfig(
+        width=96, num_layers=2, num_heads=2, head_width=32, feed_forward_width=192, max_length=50
+    ),
+    train=TrainConfig(epochs=14, batch_rows=64, learning_rate=3e-3, evaluate_every=2, patience=3),
+    student=TransformerConfig(
+        width=16,
+        num_layers=1,
+        num_heads=1,
+        head_width=16,
+        feed_forward_width=32,
+        max_length=50,
+        dropout=0.1,
+    ),
+    train_student=TrainConfig(
+        epochs=10, batch_rows=64, learning_rate=6e-3, evaluate_every=2, patience=3, num_threads=1
+    ),
+)
+
+MOVIELENS_1M = Preset(
+    description="MovieLens-1M, films: long histories, small catalogue.",
+    prepare=PrepareConfig(source="movielens-1m"),
+    teacher=TransformerConfig(
+        width=64, num_layers=2, num_heads=2, head_width=32, feed_forward_width=256, max_length=200
+    ),
+    train=TrainConfig(epochs=40, batch_rows=16, learning_rate=2e-3, evaluate_every=2, patience=5),
+    student=TransformerConfig(
+        width=32,
+        num_layers=1,
+        num_heads=2,
+        head_width=16,
+        feed_forward_width=64,
+        max_length=100,
+        dropout=0.1,
+    ),
+    train_student=TrainConfig(
+        epochs=16, batch_rows=32, learning_rate=4e-3, evaluate_every=4, num_threads=1
+    ),
+)
+
+AMAZON_BEAUTY = Preset(
+    description="Amazon Beauty 2014, a shop: short histories, sparse.",
+    prepare=PrepareConfig(source="log", on_bad_rows="refuse"),
+    teacher=TransformerConfig(
+        width=64,
+        num_layers=2,
+        num_heads=2,
+        head_width=32,
+        feed_forward_width=256,
+        max_length=50,
+        dropout=0.5,
+    ),
+    train=TrainConfig(epochs=40, batch_rows=64, learning_rate=1e-3, evaluate_every=2),
+    student=TransformerConfig(
+        width=32,
+        num_layers=1,
+        num_heads=2,
+        head_width=16,
+        feed_forward_width=64,
+        max_length=50,
+        dropout=0.3,
+    ),
+    train_student=TrainConfig(
+        epochs=30, batch_rows=64, learning_rate=2e-3, evaluate_every=4, num_threads=1
+    ),
+)
+
+AMAZON_MULTI = Preset(
+    description="Six Amazon shops in one: 125 thousand items.",
+    prepare=PrepareConfig(source="log"),
+    teacher=TransformerConfig(max_length=50, dropout=0.3),
+    train=TrainConfig(epochs=20, batch_rows=64, learning_rate=1e-3),
+    student=TransformerConfig(
+        width=32, num_layers=1, num_heads=1, feed_forward_width=64, max_length=50, item_rank=16
+    ),
+    train_student=TrainConfig(epochs=20, batch_rows=64, learning_rate=2e-3, num_threads=1),
+    recipe=(FactorizeItems(rank=16), Quantize()),
+)
+
+PRESETS = {
+    "quickstart": QUICKSTART,
+    "movielens-1m": MOVIELENS_1M,
+    "amazon-beauty": AMAZON_BEAUTY,
+    "amazon-multi": AMAZON_MULTI,
+}

@@ -1,0 +1,100 @@
+"""Train the teacher: `python -m jobs.train [preset] [flags]`."""
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.command import command
+from jobs.on_ray import start_ray
+from jobs.presets import Preset
+from recsys.compress.package import package
+from recsys.data.sequences import Dataset
+from recsys.files import fingerprint, run_stage
+from recsys.models import ModelConfig
+from recsys.train.fit import Fitted, Task, fit
+from recsys.train.loop import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Trains the teacher on a prepared dataset."""
+
+    dataset: Path
+    """The dataset, from jobs.prepare."""
+    output: Path
+    """Where the teacher's model directory goes."""
+    model: ModelConfig
+    """The teacher's shape."""
+    train: TrainConfig
+    """How it is trained."""
+    num_workers: int
+    """Data-parallel workers under Ray Train; 0 for this process, without Ray."""
+
+    @classmethod
+    def from_preset(cls, preset: Preset, directory: Path) -> "Train":
+        """Returns the preset's training in a run directory."""
+        return cls(
+            dataset=directory / "dataset",
+            output=directory / "teacher",
+            model=preset.teacher,
+            train=preset.train,
+            num_workers=preset.num_workers,
+        )
+
+
+def run(job: Train) -> Path:
+    """Trains the teacher, unless it is there, and returns its model directory."""
+    task = Task(dataset=job.dataset, model=job.model, train=job.train)
+
+    def build(directory: Path) -> None:
+        train_model(task, directory, role="teacher", num_workers=job.num_workers)
+
+    run_stage(
+        job.output,
+        name="train",
+        config=(job.model, job.train, job.num_workers),
+        inputs={"dataset": job.dataset},
+        build=build,
+    )
+    return job.output
+
+
+def train_model(task: Task, directory: Path, *, role: str, num_workers: int) -> None:
+    """Trains what `task` says, in `directory`, and leaves a complete model directory there."""
+    started = time.perf_counter()
+    fitted = train_on(task, directory, num_workers)
+    package(
+        fitted.model,
+        directory,
+        Dataset.open(task.dataset),
+        role=role,
+        seed=task.train.seed,
+        parents={"dataset": fingerprint(task.dataset)},
+        extra={
+            "train_seconds": round(time.perf_counter() - started, 1),
+            "history": fitted.history,
+        },
+    )
+    discard_checkpoints(directory)
+
+
+def train_on(task: Task, directory: Path, num_workers: int) -> Fitted:
+    """Returns the trained model; checkpoints go to `directory`."""
+    if num_workers == 0:
+        return fit(task, directory)
+    start_ray()
+    from recsys.train.on_ray import fit_on_ray
+
+    return fit_on_ray(task, directory, num_workers)
+
+
+def discard_checkpoints(directory: Path) -> None:
+    """Deletes what only an unfinished training needs."""
+    (directory / "checkpoint.pt").unlink(missing_ok=True)
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(command(Train.from_preset, run))

@@ -1,0 +1,81 @@
+"""One training task from end to end: what to fit to what, as a value that can be sent to workers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from recsys.data.sequences import Dataset
+from recsys.evaluate.metrics import ndcg
+from recsys.evaluate.ranking import rank_targets
+from recsys.models import ModelConfig, build, load_model
+from recsys.models.interface import SequenceModel, torch_scorer
+from recsys.train.loop import Checkpoints, FileCheckpoints, TrainConfig, Workers, train
+from recsys.train.objective import Objective, next_item
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A model, a dataset, an objective and how to train."""
+
+    dataset: Path
+    """A prepared dataset."""
+    model: ModelConfig
+    """The model's shape."""
+    train: TrainConfig
+    """How to train it."""
+    objective: Objective = next_item
+    """What to minimise."""
+    initial: Path | None = None
+    """A model directory with the weights to start from; none for fresh ones."""
+
+
+class Fitted(NamedTuple):
+    """A trained model and its validations."""
+
+    model: SequenceModel
+    history: list[dict[str, float]]
+
+
+def start_model(task: Task, dataset: Dataset) -> SequenceModel:
+    """Returns the model before its first step, the same in every worker."""
+    if task.initial is not None:
+        return load_model(task.initial)
+    torch.manual_seed(task.train.seed)
+    return build(task.model, dataset.num_items_with_padding)
+
+
+def fit(
+    task: Task,
+    checkpoints: Checkpoints | Path,
+    *,
+    model: SequenceModel | None = None,
+    workers: Workers | None = None,
+) -> Fitted:
+    """Returns the model with the best NDCG@10 on validation; goes on from a checkpoint.
+
+    Args:
+        checkpoints: where the run keeps its state, or a directory for it.
+        model: trained in place of the one that `task` describes.
+    """
+    dataset = Dataset.open(task.dataset)
+    model = model or start_model(task, dataset)
+    if isinstance(checkpoints, Path):
+        checkpoints = FileCheckpoints(checkpoints)
+    history = train(
+        model,
+        dataset,
+        task.train,
+        objective=task.objective,
+        validate=lambda model: validation_ndcg(model, dataset),
+        checkpoints=checkpoints,
+        workers=workers or Workers(),
+    )
+    return Fitted(model, history)
+
+
+def validation_ndcg(model: SequenceModel, dataset: Dataset) -> float:
+    """Returns NDCG@10 on the validation targets, over the whole catalogue; 0 without any."""
+    ranking = rank_targets(torch_scorer(model), dataset, "validation")
+    return float(ndcg(ranking.ranks_U, 10).mean()) if len(ranking.ranks_U) else 0.0

@@ -1,0 +1,270 @@
+"""The one training loop: for teachers, students and recovery after compression.
+
+Everything random follows from (seed, step), and the checkpoint holds model, optimiser, best weights
+and position: a run that was killed ends with the weights of one that was not.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from recsys.data.batches import Batches
+from recsys.data.sequences import Dataset
+from recsys.models.interface import SequenceModel
+from recsys.train.objective import Objective, to_tensors
+
+State = dict[str, Any]
+Validate = Callable[[SequenceModel], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train; the same settings serve teacher, student and recovery."""
+
+    epochs: int = 20
+    """Passes over the training positions, at most."""
+    batch_rows: int = 32
+    """Packed rows of a batch over all workers; a row holds the model's max_length positions."""
+    row_length: int | None = None
+    """Positions of a packed row; none for the model's max_length."""
+    learning_rate: float = 1e-3
+    """Peak of the cosine schedule."""
+    weight_decay: float = 0.01
+    """AdamW's decay, of matrices except item tables."""
+    warmup: float = 0.05
+    """Share of all steps over which the learning rate rises."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient of the mean loss."""
+    evaluate_every: int = 1
+    """Epochs between validations."""
+    patience: int = 5
+    """Validations without a better NDCG@10 after which training stops."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one is written after every validation, too."""
+    bfloat16: bool = False
+    """Whether matrix products of the encoder run in bfloat16."""
+    compile: bool = False
+    """Whether torch.compile builds the encoder; pays for runs of minutes, needs a C++ compiler."""
+    num_threads: int | None = None
+    """Threads of each worker; none for torch's own choice."""
+    seed: int = 0
+    """Seed of weights, batches and dropout."""
+
+
+class Checkpoints(Protocol):
+    """Where a run keeps its state."""
+
+    def load(self) -> State | None:
+        """Returns the last saved state, if there is one."""
+        ...
+
+    def save(self, state: State, metrics: dict[str, float]) -> None:
+        """Keeps `state`; every worker calls this at the same steps."""
+        ...
+
+
+class FileCheckpoints:
+    """Keeps the state in one file, replaced whole."""
+
+    def __init__(self, directory: Path):
+        self.path = directory / "checkpoint.pt"
+
+    def load(self) -> State | None:
+        return torch.load(self.path, weights_only=True) if self.path.exists() else None
+
+    def save(self, state: State, metrics: dict[str, float]) -> None:
+        beside = self.path.with_suffix(".tmp")
+        torch.save(state, beside)
+        beside.replace(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Which worker of how many this process is."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+def train(
+    model: SequenceModel,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    objective: Objective,
+    validate: Validate,
+    checkpoints: Checkpoints,
+    workers: Workers = Workers(),  # noqa: B008
+) -> list[dict[str, float]]:
+    """Trains `model` in place, ends with its best weights on validation, and returns the history.
+
+    Raises:
+        ValueError: the loss is not finite, or there is nothing to train on.
+    """
+    run = _Run(model, dataset, config, objective, validate, checkpoints, workers)
+    with _settings(config):
+        run.train()
+    return run.history
+
+
+class _Run:
+    """The state of one training run."""
+
+    def __init__(self, model, dataset, config, objective, validate, checkpoints, workers):
+        self.model, self.dataset, self.config = model, dataset, config
+        self.objective, self.validate = objective, validate
+        self.checkpoints, self.workers = checkpoints, workers
+        self.length = config.row_length or model.config.max_length
+        self.optimizer = _optimizer(model, config)
+        self.epoch = self.step_in_epoch = self.step = 0
+        self.loss_sum, self.num_targets = 0.0, 0  # of the epoch so far
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+        self.total_steps = config.epochs * len(self._batches(0))
+        if self.total_steps == 0:
+            raise ValueError("nothing to train on: no user has two items before the validation")
+        self._load(checkpoints.load())
+        if config.compile:
+            model.encode = torch.compile(model.encode)
+
+    def train(self) -> None:
+        while self.epoch < self.config.epochs and not self._out_of_patience():
+            self._epoch()
+        self.model.load_state_dict(self.best)
+        self.model.eval()
+
+    def _epoch(self) -> None:
+        batches = self._batches(self.epoch)
+        for index in self._progress(range(self.step_in_epoch, len(batches))):
+            self.loss_sum += self._step(batches, index)
+            self.num_targets += batches.num_targets(index)
+            self.step_in_epoch = index + 1
+            if self.step % self.config.checkpoint_every == 0 and index + 1 < len(batches):
+                self._save({"loss": self.loss_sum / self.num_targets})
+        loss = self.loss_sum / self.num_targets
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.loss_sum, self.num_targets = 0.0, 0
+        last = self.epoch == self.config.epochs
+        if last or self.epoch % self.config.evaluate_every == 0:
+            self._evaluate(loss)
+
+    def _step(self, batches: Batches, index: int) -> float:
+        torch.manual_seed((self.config.seed << 40) + (self.workers.rank << 32) + self.step)
+        self.model.train()
+        batch = to_tensors(batches.batch(index))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
+            loss = self.objective(self.model, batch)
+        scale = 1 / batches.num_targets(index)
+        (loss * scale).backward()
+        total = self._combine(loss.detach())
+        if not math.isfinite(total):
+            raise ValueError(f"the loss is {total} at step {self.step}; lower the learning rate")
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * self._schedule()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return total
+
+    def _combine(self, loss: Tensor) -> float:
+        """Adds gradients and loss over the workers; returns the loss of the whole batch."""
+        if self.workers.world_size > 1:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            flat = torch.cat([loss.reshape(1), *(g.reshape(-1) for g in gradients)])
+            dist.all_reduce(flat)
+            loss, *parts = flat.split([1, *(g.numel() for g in gradients)])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+        return float(loss)
+
+    def _schedule(self) -> float:
+        warmup = max(1, round(self.config.warmup * self.total_steps))
+        if self.step < warmup:
+            return (self.step + 1) / warmup
+        done = (self.step - warmup) / max(1, self.total_steps - warmup)
+        return 0.5 * (1 + math.cos(math.pi * done))
+
+    def _evaluate(self, loss: float) -> None:
+        value = self.validate(self.model)
+        if not self.history or value > max(entry["ndcg@10"] for entry in self.history):
+            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.history.append({"epoch": float(self.epoch), "loss": loss, "ndcg@10": value})
+        self._save(self.history[-1])
+
+    def _out_of_patience(self) -> bool:
+        values = [entry["ndcg@10"] for entry in self.history]
+        return bool(values) and len(values) - 1 - values.index(max(values)) >= self.config.patience
+
+    def _batches(self, epoch: int) -> Batches:
+        return Batches(
+            self.dataset,
+            num_rows=self.config.batch_rows,
+            length=self.length,
+            seed=self.config.seed,
+            epoch=epoch,
+            rank=self.workers.rank,
+            world_size=self.workers.world_size,
+        )
+
+    def _progress(self, steps: range) -> Iterator[int]:
+        label = f"epoch {self.epoch + 1}/{self.config.epochs}"
+        if self.history:
+            label += f" ndcg@10 {self.history[-1]['ndcg@10']:.4f}"
+        off = True if self.workers.rank else None
+        return iter(tqdm(steps, desc=label, disable=off, leave=False))
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "position": [self.epoch, self.step_in_epoch, self.step],
+            "so_far": [self.loss_sum, self.num_targets],
+            "history": self.history,
+        }
+        self.checkpoints.save(state, metrics)
+
+    def _load(self, state: State | None) -> None:
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best, self.history = state["best"], state["history"]
+        self.epoch, self.step_in_epoch, self.step = state["position"]
+        self.loss_sum, self.num_targets = state["so_far"]
+
+
+def _optimizer(model: SequenceModel, config: TrainConfig) -> torch.optim.Optimizer:
+    """Returns AdamW that decays the matrices of the blocks, neither norms nor item tables."""
+    named = list(model.named_parameters())
+    decayed = [p for name, p in named if p.ndim > 1 and not name.startswith("item_embedding")]
+    kept = {id(p) for p in decayed}
+    rest = [p for _, p in named if id(p) not in kept]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+@contextlib.contextmanager
+def _settings(config: TrainConfig) -> Iterator[None]:
+    """Sets threads and the fast path of float32 matrix products, and puts both back."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(config.num_threads or threads)
+    # oneDNN's kernels: twice as fast as MKL's on AMD, still float32 where there is no AMX.
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
