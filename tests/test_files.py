@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+
+from recsys.files import hash_of, read_json, run_stage, write_json
+
+
+def test_stage_runs_once_and_again_for_other_settings(tmp_path, capsys):
+    calls = []
+
+    def build(directory: Path) -> None:
+        calls.append(1)
+        (directory / "result").write_text("whole")
+
+    def run(config):
+        output = tmp_path / "out"
+        return run_stage(output, name="toy", config=config, inputs={"a": "1"}, build=build)
+
+    assert run({"x": 1})
+    assert not run({"x": 1})
+    assert "up to date" in capsys.readouterr().out
+    assert run({"x": 2})
+    assert len(calls) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_interrupted_stage_leaves_no_output_and_finds_its_parts_again(tmp_path):
+    output = tmp_path / "out"
+    found = []
+
+    def build(directory: Path) -> None:
+        found.append((directory / "part").exists())
+        (directory / "part").write_text("half")
+        if len(found) == 1:
+            raise KeyboardInterrupt
+
+    def run(config):
+        return run_stage(output, name="toy", config=config, inputs={}, build=build)
+
+    with pytest.raises(KeyboardInterrupt):
+        run({"x": 1})
+    assert not output.exists()
+    assert run({"x": 1})
+    assert found == [False, True]
+
+
+def test_parts_of_other_work_are_not_used(tmp_path):
+    output = tmp_path / "out"
+
+    def fail(directory: Path) -> None:
+        (directory / "part").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(output, name="toy", config=1, inputs={}, build=fail)
+    found = []
+    run_stage(
+        output,
+        name="toy",
+        config=2,
+        inputs={},
+        build=lambda directory: found.append((directory / "part").exists()),
+    )
+    assert found == [False]
+
+
+def test_input_that_no_stage_finished_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="stage"):
+        run_stage(tmp_path / "out", name="toy", config=1, inputs={"a": tmp_path}, build=print)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path) == {"a": 1}
+
+
+def test_hash_ignores_the_order_of_keys():
+    assert hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1}) != hash_of({"a": 2, "b": 1})
