@@ -5,6 +5,7 @@ results in runs/ do not: on a cluster of several hosts, give the job an `--outpu
 """
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -49,6 +50,8 @@ def parse(arguments: list[str]) -> Submit:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        # `submit prepare --help` is the job's help.
+        add_help=arguments[:1] in ([], ["-h"], ["--help"]),
     )
     parser.add_argument("job", choices=JOBS, help="the job to run")
     parser.add_argument("--address", default=ADDRESS, help=f"the cluster (default {ADDRESS})")
@@ -78,6 +81,8 @@ def entrypoint(job: Submit) -> str:
 
 def main() -> None:
     """Runs the command line; its exit code is the job's."""
+    # Ray tells of every file that it leaves out of the package.
+    logging.disable(logging.WARNING)
     try:
         sys.exit(run(parse(sys.argv[1:])))
     except ValueError as error:

@@ -54,6 +54,8 @@ def set_environment(
         haproxy: whether HAProxy, rather than Ray's own proxy, takes the requests.
     """
     values = {
+        # Replicas listen on every interface for handles; without the token they refuse.
+        "RAY_AUTH_MODE": "token",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0",
         # Workers at nice 15, Ray's default, lose to anything else on the host.

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
@@ -41,6 +41,14 @@ ROUTES = {
     "/docs": "GET",
 }
 logger = logging.getLogger("ray.serve")
+
+
+class Batched(NamedTuple):
+    """A request's share of a batch."""
+
+    version: str
+    size: int
+    recommendations: list[Recommendation]
 
 
 class Recommend:
@@ -115,15 +123,16 @@ class Recommend:
             request = parse_request(body, num_items=self._served.num_items, limits=limits)
         except RequestError as error:
             return _error(error.status, str(error))
-        version, recommendations = await self._batch(request)
-        return _json({"model_version": version, "recommendations": recommendations})
+        batched = await self._batch(request)
+        answer = {"model_version": batched.version, "recommendations": batched.recommendations}
+        return _json(answer, headers={"x-batch-size": str(batched.size)})
 
     @serve.batch
-    async def _batch(self, requests: list[Request]) -> list[tuple[str, list[Recommendation]]]:
+    async def _batch(self, requests: list[Request]) -> list[Batched]:
         model = self._served
         # In a thread, so that the next batch is read while this one is computed.
         answers = await asyncio.to_thread(model.answer, requests)
-        return [(model.version, answer) for answer in answers]
+        return [Batched(model.version, len(requests), answer) for answer in answers]
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
@@ -146,7 +155,6 @@ def application(config: ServeConfig) -> serve.Application:
     model = Recommender(Path(config.model_directory))
     code = to_json(replace(config, model_directory=""))
     deployment = serve.deployment(
-        Recommend,
         name=DEPLOYMENT,
         autoscaling_config=AutoscalingConfig(
             min_replicas=config.min_replicas,
@@ -161,7 +169,7 @@ def application(config: ServeConfig) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.5,
         # One line of log a request costs more than the model.
         logging_config=LoggingConfig(enable_access_log=False),
-    )
+    )(Recommend)
     # With the code version that it had before, a replica takes new weights without a restart; by
     # default every deployment counts as new code.
     return deployment.options(version=hash_of(code), _internal=True).bind(
@@ -171,6 +179,7 @@ def application(config: ServeConfig) -> serve.Application:
 
 def start(config: ServeConfig, *, host: str, port: int, request_timeout_s: float = 30) -> None:
     """Starts the endpoint on a Ray that runs already, and returns once it answers."""
+    logger.setLevel(logging.WARNING)
     serve.start(
         http_options=HTTPOptions(host=host, port=port, request_timeout_s=request_timeout_s),
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),

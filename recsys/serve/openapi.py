@@ -14,6 +14,10 @@ STATUSES = {
     "422": "The body is JSON of another shape, or out of the limits.",
     "503": "Too many requests wait; try again later.",
 }
+_BATCH_SIZE: Schema = {
+    "description": "How many requests the model answered together.",
+    "schema": {"type": "integer"},
+}
 
 
 def openapi_document(limits: Limits, num_items: int) -> dict[str, Any]:
@@ -42,7 +46,11 @@ def _recommend() -> Schema:
         "operationId": "recommend",
         "requestBody": {"required": True, "content": _content("Request")},
         "responses": {
-            "200": {"description": "One recommendation a history.", "content": _content("Answer")},
+            "200": {
+                "description": "One recommendation a history.",
+                "headers": {"x-batch-size": _BATCH_SIZE},
+                "content": _content("Answer"),
+            },
             **errors,
             **plain,
         },
@@ -133,7 +141,8 @@ def _closed(**properties: Schema) -> Schema:
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto;
+  padding: 0 1rem }}
 pre, textarea {{ font: 14px/1.4 ui-monospace, monospace; background: #8882; padding: .7rem;
   border: 0; overflow: auto; width: 100%; box-sizing: border-box }}
 :root {{ color-scheme: light dark }}

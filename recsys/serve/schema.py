@@ -1,4 +1,4 @@
-"""What the endpoint accepts and answers: request validation, limits, and the words of its errors."""
+"""What the endpoint accepts and answers: the checks, the limits, and the words of its errors."""
 
 import difflib
 import json

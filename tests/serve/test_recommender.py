@@ -115,7 +115,7 @@ def test_a_flipped_byte_is_refused(tmp_path):
     raw = bytearray(graph.read_bytes())
     raw[len(raw) // 2] ^= 1
     graph.write_bytes(raw)
-    with pytest.raises(ValueError, match="model.onnx is damaged"):
+    with pytest.raises(ValueError, match=r"model\.onnx is damaged"):
         Recommender(directory)
 
 
@@ -124,7 +124,7 @@ def test_a_model_without_serving_form_is_refused(tmp_path):
     config = json.loads((directory / "config.json").read_text())
     del config["files"]["model.onnx"]
     (directory / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="cannot be served: it has no model.onnx"):
+    with pytest.raises(ValueError, match=r"cannot be served: it has no model\.onnx"):
         Recommender(directory)
 
 
