@@ -3,6 +3,7 @@
 SIGHUP makes it read the directory again; new weights come into service without a lost request.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from recsys.checkpoint import read_model_config
+from recsys.checkpoint import verify_model
 from recsys.serve.config import ServeConfig
 from recsys.serve.environment import LOOPBACK, has_haproxy, set_environment
 
@@ -49,7 +50,7 @@ def run(job: Serve) -> None:
     Raises:
         ValueError: the model cannot be served, or the port is taken.
     """
-    read_model_config(job.model)
+    verify_model(job.model)
     _require_free(job.host, job.port)
     config = ServeConfig(
         model_directory=str(job.model.resolve()),
@@ -79,7 +80,9 @@ def _serve(job: Serve, config: ServeConfig) -> None:
             _reload(lambda: on_ray.update(config))
         print("serve: stopping", flush=True)
     finally:
-        on_ray.stop()
+        # Ray reports the end of its own controller as a failure.
+        with contextlib.redirect_stdout(None):
+            on_ray.stop()
 
 
 def _reload(update: Callable[[], None]) -> None:
@@ -115,7 +118,8 @@ def main() -> None:
     try:
         run(tyro.cli(Serve, description=__doc__))
     except ValueError as error:
-        sys.exit(f"serve: {error}")
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def main() -> None:
     try:
         sys.exit(run(parse(sys.argv[1:])))
     except ValueError as error:
-        sys.exit(f"submit: {error}")
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

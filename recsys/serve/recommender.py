@@ -49,6 +49,11 @@ class Recommender:
         self._popular = 1 + np.argsort(-self._popularity_V[1:], kind="stable")
         self.num_items = len(self._item_ids) - 1
         self._model = OnnxModel(directory, threads=threads)
+        if self._model.num_items != self.num_items:
+            raise ValueError(
+                f"{directory} cannot be served: {GRAPH} has {self._model.num_items} items, "
+                f"{ITEMS} {self.num_items}; make it anew"
+            )
 
     def recommend(
         self, histories: Sequence[Sequence[str]], *, k: int, exclude_seen: bool = True

@@ -139,8 +139,8 @@ def test_two_jobs_run_and_their_logs_and_exit_codes_come_back(head):
 def one_line(environment: dict[str, str], *words: str) -> str:
     process = start(environment, *words)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert errors.startswith("submit: ")
+    assert process.returncode == 2
+    assert errors.startswith("error: ")
     assert errors.count("\n") == 1
     return errors
 

@@ -136,6 +136,15 @@ def test_items_without_popularity_are_refused(tmp_path):
         Recommender(directory)
 
 
+def test_items_of_another_catalogue_are_refused(tmp_path):
+    directory = write_model(tmp_path / "model")
+    table = pq.read_table(directory / "items.parquet")
+    pq.write_table(table.slice(0, 4), directory / "items.parquet")
+    seal_model(directory)
+    with pytest.raises(ValueError, match=r"model\.onnx has 6 items, items\.parquet 3"):
+        Recommender(directory)
+
+
 def test_serving_needs_neither_torch_nor_ray():
     code = "import recsys.serve.recommender, sys; print({'torch', 'ray'} & set(sys.modules))"
     result = subprocess.run(
@@ -148,3 +157,35 @@ def test_scores_are_plain_numbers(model):
     (answer,) = model.recommend([["a"]], k=1)
     assert type(answer["items"][0]["score"]) is float
     assert np.isfinite(answer["items"][0]["score"])
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_an_exported_transformer_recommends_what_pytorch_ranks(tmp_path, precision):
+    import torch
+
+    from recsys.compress.export import export_onnx
+    from recsys.models import TransformerConfig, build, save
+    from recsys.models.interface import torch_scorer
+
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        width=16, num_layers=1, num_heads=2, head_width=8, feed_forward_width=32, max_length=5
+    )
+    network = build(config, 41).eval()
+    items = tmp_path / "items.parquet"
+    ids = [None, *(f"film {i}" for i in range(1, 41))]
+    pq.write_table(pa.table({"item_id": ids, "popularity": [0, *range(40)]}), items)
+    save(network, tmp_path / "model", items=items, role="student")
+    histories = [np.array([3, 1, 2]), np.array([40, 7, 7, 9, 20, 11, 12])]
+    export_onnx(network, tmp_path / "model", histories=histories, precision=precision)
+    seal_model(tmp_path / "model")
+
+    asked = [[f"film {i}" for i in history] for history in histories]
+    answers = Recommender(tmp_path / "model").recommend(asked, k=3, exclude_seen=True)
+
+    for history, answer, scores_V in zip(
+        histories, answers, torch_scorer(network)(histories), strict=True
+    ):
+        scores_V[np.append(history, 0)] = -np.inf
+        best = [f"film {i}" for i in np.argsort(-scores_V)[: 1 if precision == "int8" else 3]]
+        assert [item["item_id"] for item in answer["items"]][: len(best)] == best
