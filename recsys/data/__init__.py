@@ -1,0 +1,1 @@
+"""Data: from a raw log to memory-mapped sequences and packed batches."""

@@ -1,0 +1,181 @@
+"""Preparing a log with Ray Data: files are read, cleaned and grouped by user in parallel."""
+
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray.data
+from ray.exceptions import RayError
+
+from recsys.data.build import Grouped, build_dataset, sort_and_drop_duplicates
+from recsys.data.clean import CLEAN, PROBLEM, RAW, clean, wanted_columns
+from recsys.data.movielens import convert
+from recsys.data.read import check_file, list_files, read_batches, read_table
+from recsys.data.schema import PLACE, USER, PrepareConfig
+from recsys.data.synthetic import generate
+from recsys.data.vocabulary import read_item_table
+
+REJECTED = "rejected.parquet"
+ROWS_PER_PARTITION = 5_000_000
+BYTES_PER_ROW = 8  # of a compressed log, roughly: only the number of partitions rests on it
+PLACES_PER_FILE = 2**40
+NUM_EXAMPLES = 3
+
+
+def prepare(config: PrepareConfig, directory: Path) -> dict[str, Any]:
+    """Writes a dataset into `directory` and returns its manifest; Ray is running.
+
+    Raises:
+        ValueError: the log cannot be read, has bad rows that are refused, or nothing is left.
+    """
+    scratch = directory / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    config, facts = _materialize_source(config, scratch)
+    files = list_files(str(config.log))
+    for file in files:
+        check_file(file, wanted_columns(config))
+    item_table = None
+    if config.items is not None:
+        item_table = read_item_table(read_table(config.items), config.item_column)
+    partitions = _group(config, files, item_table, scratch)
+    rejected = _rejected(config, scratch, directory)
+    grouped = [Grouped(Path(row["path"]), row["num_duplicates"]) for row in partitions]
+    facts |= {
+        "num_rejected": sum(rejected.values()),
+        "rejected": dict(rejected),
+        "columns": {"user": config.user_column, "item": config.item_column},
+    }
+    manifest = build_dataset(directory, config, grouped, item_table=item_table, facts=facts)
+    shutil.rmtree(scratch)
+    return manifest
+
+
+def _materialize_source(
+    config: PrepareConfig, scratch: Path
+) -> tuple[PrepareConfig, dict[str, Any]]:
+    """Returns the config of a log in files, writing the built-in or converted log first."""
+    facts: dict[str, Any] = {"source": config.source, "best_possible": None}
+    if config.source == "synthetic":
+        log = generate(config.synthetic)
+        pq.write_table(log.interactions, scratch / "log.parquet")
+        pq.write_table(log.items, scratch / "items.parquet")
+        facts["best_possible"] = log.best_possible
+        log_path, items_path = scratch / "log.parquet", scratch / "items.parquet"
+    elif config.source == "movielens-1m":
+        log_path, items_path = convert(scratch, config.log)
+    else:
+        if config.log is None:
+            raise ValueError("no log: say where it is with --log")
+        return config, facts
+    return replace(config, log=str(log_path), items=str(items_path)), facts
+
+
+def _group(
+    config: PrepareConfig, files: list[str], item_table: pa.Table | None, scratch: Path
+) -> list[dict[str, Any]]:
+    """Writes all rows of a user to one of a few files and returns what each file is."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    known = item_table["item_id"].combine_chunks() if item_table is not None else None
+    num_partitions = _num_partitions(files)
+
+    def read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        place = row["number"] * PLACES_PER_FILE
+        for raw in read_batches(row["path"], wanted_columns(config)):
+            rows = clean(raw, config, first_place=place, known_items=known)
+            place += len(raw)
+            for number, part in _by_partition(rows, num_partitions):
+                yield {"partition": number, "rows": _serialize(part)}
+
+    def write(group: pa.Table) -> pa.Table:
+        number = group["partition"][0].as_py()
+        rows = pa.concat_tables([_deserialize(part.as_py()) for part in group["rows"]])
+        path = scratch / f"part-{number:06d}.parquet"
+        if number < 0:
+            pq.write_table(rows.sort_by(PLACE), scratch / REJECTED)
+            return pa.table({"partition": [number], "path": [""], "num_duplicates": [0]})
+        rows, num_duplicates = sort_and_drop_duplicates(rows, config.drop_duplicates)
+        pq.write_table(rows.drop_columns([PROBLEM, RAW]), path)
+        return pa.table(
+            {"partition": [number], "path": [str(path)], "num_duplicates": [num_duplicates]}
+        )
+
+    sources = [{"number": number, "path": file} for number, file in enumerate(files)]
+    dataset = ray.data.from_items(sources, override_num_blocks=len(sources)).flat_map(read)
+    grouped = dataset.groupby("partition", num_partitions=num_partitions + 1)
+    try:
+        rows = grouped.map_groups(write, batch_format="pyarrow").take_all()
+    except (RayError, ValueError) as error:
+        raise ValueError(_root_cause(error)) from None
+    return sorted((r for r in rows if r["partition"] >= 0), key=lambda r: r["partition"])
+
+
+def _num_partitions(files: list[str]) -> int:
+    sizes = [Path(file).stat().st_size for file in files if "://" not in file]
+    rows = sum(sizes) / BYTES_PER_ROW + ROWS_PER_PARTITION * (len(files) - len(sizes))
+    return max(1, round(rows / ROWS_PER_PARTITION))
+
+
+def _by_partition(rows: pa.Table, num_partitions: int) -> Iterator[tuple[int, pa.Table]]:
+    """Yields the rows of each partition of users; those that have a problem under -1."""
+    good = pc.is_null(rows[PROBLEM])
+    bad = rows.filter(pc.invert(good))
+    if len(bad):
+        yield -1, bad
+    rows = rows.filter(good)
+    if num_partitions == 1:
+        if len(rows):
+            yield 0, rows
+        return
+    users = rows[USER].to_pylist()
+    number_N = np.array([zlib.crc32(user.encode()) % num_partitions for user in users], np.int64)
+    for number in np.unique(number_N):
+        yield int(number), rows.filter(pa.array(number_N == number))
+
+
+def _serialize(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, CLEAN) as writer:
+        writer.write_table(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def _deserialize(content: bytes) -> pa.Table:
+    return pa.ipc.open_stream(content).read_all()
+
+
+def _rejected(config: PrepareConfig, scratch: Path, directory: Path) -> Counter[str]:
+    """Returns how many rows were rejected by kind, and sets them aside or refuses them."""
+    if not (scratch / REJECTED).exists():
+        return Counter()
+    rows = pq.read_table(scratch / REJECTED)
+    counts = Counter(rows[PROBLEM].to_pylist())
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in counts.most_common())
+    examples = "; ".join(rows[RAW][:NUM_EXAMPLES].to_pylist())
+    if config.on_bad_rows == "refuse":
+        raise ValueError(
+            f"{len(rows)} bad rows in {config.log}: {kinds} (such as {examples}); mend them, or "
+            "keep them apart with --on-bad-rows set-aside"
+        )
+    pq.write_table(rows.select([PLACE, PROBLEM, RAW]), directory / REJECTED)
+    print(f"prepare: {len(rows)} bad rows set aside: {kinds} (such as {examples})")
+    return counts
+
+
+def _root_cause(error: BaseException) -> str:
+    """Returns the message of the error that started it, without the traces around it."""
+    while True:
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None or inner is error:
+            return str(error).strip().splitlines()[-1]
+        error = inner

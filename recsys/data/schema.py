@@ -1,0 +1,48 @@
+"""What a log must look like, and how it is cleaned."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from recsys.data.split import LeaveOneOut, Split
+from recsys.data.synthetic import SyntheticConfig
+
+SCHEMA_VERSION = 1
+USER, ITEM, TIME, ORDER, PLACE = "user_id", "item_id", "timestamp", "order", "place"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Where the log is, what its columns are called, and how it is cleaned and split."""
+
+    source: Literal["synthetic", "movielens-1m", "log"] = "synthetic"
+    """The built-in log, the public archive (fetched, or a local copy by --log), or your own."""
+    log: str | None = None
+    """The log: Parquet, CSV or JSON Lines; a file, a folder, a local path or a URI."""
+    items: str | None = None
+    """The item table, with an item column and any others."""
+    user_column: str = "user_id"
+    """The log's column of users."""
+    item_column: str = "item_id"
+    """The column of items, in the log and in the item table."""
+    time_column: str = "timestamp"
+    """The log's column of times: numbers of any unit, or dates."""
+    order_column: str | None = None
+    """A column that orders events of the same time; none for the order of the log."""
+    on_bad_rows: Literal["refuse", "set-aside"] = "refuse"
+    """Whether rows that cannot be used stop the work, or go to rejected.parquet."""
+    drop_duplicates: bool = True
+    """Whether the same user, item and time count once."""
+    k_core: int = 0
+    """Users and items with fewer interactions are dropped, again and again; 0 keeps all."""
+    min_length: int = 1
+    """Users with fewer interactions are dropped."""
+    split: Split = field(default_factory=LeaveOneOut)
+    """What is for training, validation and test."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """The built-in log."""
+
+    def __post_init__(self) -> None:
+        if self.source == "log" and self.log is None and self.items is not None:
+            raise ValueError("an item table without a log: give --log too")
+        if self.k_core < 0 or self.min_length < 1:
+            raise ValueError("k_core must be at least 0 and min_length at least 1")

@@ -1,0 +1,53 @@
+"""The one place where external item ids meet row numbers: `items.parquet`."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys.data.clean import as_text
+from recsys.data.schema import ITEM
+
+POPULARITY = "popularity"
+
+
+def read_item_table(table: pa.Table, item_column: str) -> pa.Table:
+    """Returns the item table with its ids as text in the column item_id, each once.
+
+    Raises:
+        ValueError: the column is missing, or an id is missing or occurs twice.
+    """
+    if item_column not in table.column_names:
+        names = ", ".join(table.column_names)
+        raise ValueError(f"the item table has no column {item_column!r}; it has {names}")
+    ids = as_text(table[item_column])
+    if ids.null_count:
+        raise ValueError(f"the item table has {ids.null_count} rows without an id")
+    counts = pc.value_counts(ids)
+    repeated = [entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1]
+    if repeated:
+        raise ValueError(f"the item table has {len(repeated)} ids twice, such as {repeated[0]!r}")
+    others = table.drop_columns([name for name in (item_column, ITEM) if name in table.column_names])
+    return others.add_column(0, ITEM, ids)
+
+
+def write_items(
+    path: Path, item_ids: np.ndarray, counts_V: np.ndarray, table: pa.Table | None
+) -> None:
+    """Writes `items.parquet`: row 0 is padding, row i the item of index i.
+
+    Args:
+        item_ids: external ids of the items 1, 2, ...
+        counts_V: how often each item occurs in training, with the padding row.
+        table: the item table, whose other columns are taken along.
+    """
+    ids = pa.array([None, *item_ids], pa.string())
+    columns = {ITEM: ids, POPULARITY: pa.array(counts_V, pa.int64())}
+    if table is not None:
+        rows = pc.index_in(ids, value_set=table[ITEM].combine_chunks(), skip_nulls=True)
+        for name in table.column_names:
+            if name not in columns:
+                columns[name] = table[name].combine_chunks().take(rows)
+    pq.write_table(pa.table(columns), path)

@@ -1,0 +1,1 @@
+"""Evaluation: full ranking, metrics with intervals, bytes and milliseconds."""

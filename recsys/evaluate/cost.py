@@ -1,0 +1,68 @@
+"""What a model costs: bytes that the server loads, milliseconds of the engine that answers."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys.checkpoint import GRAPH, WEIGHTS
+from recsys.evaluate.engine import OnnxModel
+
+LIST_LENGTH = 10
+PACKAGES = ("torch", "onnxruntime", "numpy", "pyarrow", "ray")
+
+
+def size_bytes(directory: Path) -> int:
+    """Returns the bytes of every weight and graph file that the server loads."""
+    graph = directory / GRAPH
+    if graph.exists():
+        return sum(path.stat().st_size for path in directory.glob(f"{GRAPH}*"))
+    return (directory / WEIGHTS).stat().st_size
+
+
+def latency_ms(
+    model: OnnxModel,
+    histories: Sequence[np.ndarray],
+    *,
+    batch_sizes: Sequence[int] = (1, 32),
+    num_calls: int = 200,
+    warm_up: int = 10,
+) -> dict[str, Any]:
+    """Returns p50 and p99 of one call, history in and top 10 out, for each batch size."""
+    result: dict[str, Any] = {"engine": "onnxruntime", "threads": 1}
+    for size in batch_sizes:
+        seconds = [_time_call(model, histories, call, size) for call in range(num_calls + warm_up)]
+        p50, p99 = np.quantile(seconds[warm_up:], [0.5, 0.99]) * 1000
+        result[f"batch_{size}"] = {"p50": round(float(p50), 4), "p99": round(float(p99), 4)}
+    return result
+
+
+def _time_call(model: OnnxModel, histories: Sequence[np.ndarray], call: int, size: int) -> float:
+    batch = [histories[(call * size + i) % len(histories)] for i in range(size)]
+    started = time.perf_counter()
+    model.top_k(batch, LIST_LENGTH)
+    return time.perf_counter() - started
+
+
+def hardware() -> dict[str, Any]:
+    """Returns processor, cores and memory of this machine."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"cpu": _processor(), "cores": os.cpu_count(), "memory_gib": round(pages / 2**30)}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that the numbers depend on."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}

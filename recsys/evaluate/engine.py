@@ -1,0 +1,71 @@
+"""The engine that serves: ONNX Runtime over a model directory's graph. No PyTorch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from recsys.checkpoint import GRAPH
+
+MAX_LENGTH, NUM_ITEMS = "max_length", "num_items"
+
+
+class OnnxModel:
+    """Scores histories of item indexes and lists the best items."""
+
+    def __init__(self, path: Path, threads: int = 1):
+        """Loads a graph.
+
+        Args:
+            path: a model directory, or its `model.onnx`.
+
+        Raises:
+            ValueError: there is no graph, or it is not one of ours.
+        """
+        path = path / GRAPH if path.is_dir() else path
+        if not path.exists():
+            raise ValueError(f"{path} does not exist: the model was not exported")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+            metadata = self.session.get_modelmeta().custom_metadata_map
+            self.max_length = int(metadata[MAX_LENGTH])
+            self.num_items = int(metadata[NUM_ITEMS])
+        except (KeyError, RuntimeError, ValueError) as error:
+            line = str(error).splitlines()[0]
+            raise ValueError(f"{path} is not a graph of a recommender: {line}") from None
+
+    def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns scores_BV of the whole catalogue; column 0 is -inf."""
+        (scores_BV,) = self._run(["scores_BV"], histories, 1, False)
+        return scores_BV
+
+    def top_k(
+        self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns items_BK and their scores_BK, best first; a score of -inf means no item."""
+        items_BK, scores_BK = self._run(["items_BK", "item_scores_BK"], histories, k, exclude_seen)
+        return items_BK, scores_BK
+
+    def _run(
+        self, outputs: list[str], histories: Sequence[np.ndarray], k: int, exclude_seen: bool
+    ) -> list[np.ndarray]:
+        latest = [history[-self.max_length :] for history in histories]
+        # An empty history becomes one padding item, so that there is a last position to read.
+        length_B = np.array([max(len(history), 1) for history in latest], dtype=np.int64)
+        history_BL = np.zeros((len(latest), int(length_B.max(initial=1))), dtype=np.int64)
+        for row, history in zip(history_BL, latest, strict=True):
+            row[: len(history)] = history
+        feed = {
+            "history_BL": history_BL,
+            "length_B": length_B,
+            "k": np.array([k], dtype=np.int64),
+            "exclude_seen": np.array([exclude_seen]),
+        }
+        return [np.asarray(value) for value in self.session.run(outputs, feed)]

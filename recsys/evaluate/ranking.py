@@ -1,0 +1,104 @@
+"""Where every user's target stands in the whole catalogue, seen items removed.
+
+Scores are made for a batch of users at a time: no users x items matrix is ever whole in memory.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from recsys.data.sequences import Dataset
+
+Scorer = Callable[[Sequence[np.ndarray]], np.ndarray]
+Split = Literal["validation", "test"]
+LIST_LENGTH = 10
+
+
+class Ranking(NamedTuple):
+    """The outcome of a full ranking."""
+
+    users_U: np.ndarray
+    """The users that were ranked."""
+    ranks_U: np.ndarray
+    """Items above each user's target; ties count as above."""
+    top_UK: np.ndarray
+    """The ten best items of each user."""
+    num_repeat_targets: int
+    """Users left out, because their target is in their history."""
+
+
+def rank_targets(
+    score: Scorer,
+    dataset: Dataset,
+    split: Split,
+    *,
+    part: tuple[int, int] = (0, 1),
+    batch_size: int = 128,
+    keep_seen: bool = False,
+    progress: bool = False,
+) -> Ranking:
+    """Returns the ranks of the targets of `split`.
+
+    Args:
+        part: (i, n) ranks the i-th of n parts of the users only.
+        keep_seen: rank without removing seen items: a protocol of its own.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    users_U, targets_U = dataset.targets(split)
+    users_U, targets_U = users_U[part[0] :: part[1]], targets_U[part[0] :: part[1]]
+    # Users of similar lengths share a batch, so that little padding is computed.
+    order = np.argsort(targets_U, kind="stable")
+    users_U, targets_U = users_U[order], targets_U[order]
+    starts = range(0, len(users_U), batch_size)
+    pieces = [
+        _rank_batch(
+            score, dataset, users_U[at : at + batch_size], targets_U[at : at + batch_size], keep_seen
+        )
+        for at in tqdm(starts, desc=split, disable=None if progress else True, leave=False)
+    ]
+    return _join(pieces, len(users_U))
+
+
+def _rank_batch(
+    score: Scorer, dataset: Dataset, users_B: np.ndarray, targets_B: np.ndarray, keep_seen: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns users, ranks and best items of the users of a batch that can be ranked."""
+    pairs = list(zip(users_B.tolist(), targets_B.tolist(), strict=True))
+    histories = [dataset.history(user)[:target] for user, target in pairs]
+    item_B = np.array([dataset.history(user)[target] for user, target in pairs])
+    scores_BV = np.array(score(histories), dtype=np.float32)
+    if not np.isfinite(scores_BV[:, 1:]).all():
+        raise ValueError("a score is not finite: the model is damaged or its training diverged")
+    scores_BV[:, 0] = -np.inf
+    rows = np.arange(len(item_B))
+    target_B = scores_BV[rows, item_B]
+    if not keep_seen:
+        for row, history in zip(scores_BV, histories, strict=True):
+            row[history] = -np.inf
+    ranks_B = (scores_BV >= target_B[:, None]).sum(axis=1) - 1
+    rankable_B = scores_BV[rows, item_B] > -np.inf
+    return users_B[rankable_B], ranks_B[rankable_B], _best(scores_BV)[rankable_B]
+
+
+def _best(scores_BV: np.ndarray) -> np.ndarray:
+    """Returns the indexes of the best items, best first; 0 where there are too few."""
+    k = min(LIST_LENGTH, scores_BV.shape[1])
+    top_BK = np.argpartition(-scores_BV, k - 1, axis=1)[:, :k]
+    top_scores_BK = np.take_along_axis(scores_BV, top_BK, axis=1)
+    top_BK[np.isneginf(top_scores_BK)] = 0
+    order = np.argsort(-top_scores_BK, axis=1, kind="stable")
+    top_BK = np.take_along_axis(top_BK, order, axis=1)
+    return np.pad(top_BK, ((0, 0), (0, LIST_LENGTH - k)))
+
+
+def _join(pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]], num_users: int) -> Ranking:
+    if not pieces:
+        empty = np.empty(0, np.int64)
+        return Ranking(empty, empty, np.empty((0, LIST_LENGTH), np.int64), 0)
+    users_U, ranks_U, top_UK = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    order = np.argsort(users_U)
+    return Ranking(users_U[order], ranks_U[order], top_UK[order], num_users - len(users_U))

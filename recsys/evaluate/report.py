@@ -1,0 +1,129 @@
+"""The report of a model: the same keys for every model, everything in it measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys.data.sequences import Dataset
+from recsys.evaluate.cost import hardware, latency_ms, size_bytes, versions
+from recsys.evaluate.engine import OnnxModel
+from recsys.evaluate.metrics import (
+    bootstrap_interval,
+    coverage,
+    hit_rate,
+    ndcg,
+    reciprocal_rank,
+)
+from recsys.evaluate.ranking import Ranking, Scorer, Split, rank_targets
+from recsys.files import write_json
+
+REPORT = "report.json"
+CUTOFFS = (1, 5, 10, 20, 50)
+PROTOCOL = "full-ranking, seen items removed"
+PROTOCOL_WITH_SEEN = "full-ranking, seen items kept"
+NUM_LATENCY_HISTORIES = 500
+
+
+def metrics_of(ranking: Ranking, num_items: int, *, seed: int) -> dict[str, Any]:
+    """Returns the metrics with their intervals; a bootstrap of the lists for coverage.
+
+    Raises:
+        ValueError: there is no user to evaluate.
+    """
+    ranks_U = ranking.ranks_U
+    if not len(ranks_U):
+        raise ValueError("no user has a target to rank: sequences are too short for this split")
+    values = {f"ndcg@{k}": ndcg(ranks_U, k) for k in CUTOFFS}
+    values |= {f"hr@{k}": hit_rate(ranks_U, k) for k in CUTOFFS}
+    values["mrr"] = reciprocal_rank(ranks_U)
+    report: dict[str, Any] = {}
+    for name, values_U in values.items():
+        report[name] = float(values_U.mean())
+        report[f"{name}_interval"] = list(bootstrap_interval(values_U, seed=seed))
+    report["coverage@10"] = coverage(ranking.top_UK, num_items)
+    report["coverage@10_interval"] = _coverage_interval(ranking.top_UK, num_items, seed)
+    report["num_users"] = len(ranks_U)
+    report["num_repeat_targets"] = ranking.num_repeat_targets
+    return report
+
+
+def _coverage_interval(top_UK: np.ndarray, num_items: int, seed: int) -> list[float]:
+    """Returns the interval over resampled users; it lies below the value, being of fewer lists."""
+    generator = np.random.default_rng(seed)
+    size = len(top_UK)
+    values = [coverage(top_UK[generator.integers(0, size, size)], num_items) for _ in range(100)]
+    return [float(value) for value in np.quantile(values, [0.025, 0.975])]
+
+
+def evaluate_scorer(
+    score: Scorer, dataset: Dataset, split: Split, *, seed: int, keep_seen: bool = False
+) -> dict[str, Any]:
+    """Returns the accuracy part of a report, for anything that scores histories."""
+    ranking = rank_targets(score, dataset, split, keep_seen=keep_seen, progress=True)
+    return {
+        **metrics_of(ranking, dataset.num_items_with_padding - 1, seed=seed),
+        "protocol": PROTOCOL_WITH_SEEN if keep_seen else PROTOCOL,
+        "split": split,
+        "seed": seed,
+    }
+
+
+def report_model(
+    directory: Path, dataset: Dataset, *, split: Split, seed: int, keep_seen: bool = False
+) -> dict[str, Any]:
+    """Returns the report of a model directory's graph, measured on the engine that serves."""
+    model = OnnxModel(directory)
+    users_U, targets_U = dataset.targets(split)
+    some = np.linspace(0, len(users_U) - 1, min(NUM_LATENCY_HISTORIES, len(users_U))).astype(int)
+    histories = [dataset.history(users_U[i])[: targets_U[i]] for i in some]
+    return {
+        **evaluate_scorer(model.scores, dataset, split, seed=seed, keep_seen=keep_seen),
+        "size_bytes": size_bytes(directory),
+        "latency_ms": latency_ms(model, histories),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+def write_report(directory: Path, report: dict[str, Any]) -> None:
+    """Writes report.json into a model directory."""
+    write_json(directory / REPORT, report)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns rows of the summary as aligned text; ratios are to the row named "teacher"."""
+    teacher = next((row for row in rows if row["name"] == "teacher"), None)
+    head = ["model", "NDCG@10", "95 % interval", "HR@10", "size", "p50 ms", "of teacher", "smaller"]
+    lines = [head, *(_cells(row, teacher) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _cells(row: dict[str, Any], teacher: dict[str, Any] | None) -> list[str]:
+    low, high = row["ndcg@10_interval"]
+    size, latency = row.get("size_bytes"), row.get("latency_ms_p50")
+    share = f"{row['ndcg@10'] / teacher['ndcg@10']:.1%}" if teacher else ""
+    smaller = f"{teacher['size_bytes'] / size:.1f}x" if teacher and size else "-"
+    return [
+        row["name"],
+        f"{row['ndcg@10']:.4f}",
+        f"{low:.4f}-{high:.4f}",
+        f"{row['hr@10']:.4f}",
+        readable_bytes(size) if size else "-",
+        f"{latency:.2f}" if latency else "-",
+        share,
+        smaller,
+    ]
+
+
+def readable_bytes(size: int) -> str:
+    """Returns a size as people read it."""
+    return f"{size / 2**20:.2f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
