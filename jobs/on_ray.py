@@ -37,6 +37,7 @@ def start_ray() -> None:
         ray.init(logging_level="error")
         return
     ray.init(
+        address="local",  # not some cluster that happens to run here
         num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from recsys.data.sequences import Dataset
 
 Scorer = Callable[[Sequence[np.ndarray]], np.ndarray]
+"""Histories (item indexes, oldest first) to scores_BV; column 0 is padding."""
 Split = Literal["validation", "test"]
 LIST_LENGTH = 10
 

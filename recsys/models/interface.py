@@ -11,9 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Scorer = Callable[[Sequence[np.ndarray]], np.ndarray]
-"""Histories (item indexes, oldest first) to scores_BV; column 0 is padding."""
-
 
 @runtime_checkable
 class SequenceModel(Protocol):
@@ -61,8 +58,8 @@ def pad_histories(
     return history_BL, length_B
 
 
-def torch_scorer(model: SequenceModel) -> Scorer:
-    """Returns a scorer that runs `model` in PyTorch, without dropout."""
+def torch_scorer(model: SequenceModel) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """Returns a function from histories to scores_BV that runs `model` without dropout."""
 
     @torch.inference_mode()
     def score(histories: Sequence[np.ndarray]) -> np.ndarray:

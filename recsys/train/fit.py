@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from recsys.data.sequences import Dataset
 from recsys.evaluate.metrics import ndcg
@@ -63,19 +64,32 @@ def fit(
     model = model or start_model(task, dataset)
     if isinstance(checkpoints, Path):
         checkpoints = FileCheckpoints(checkpoints)
+    workers = workers or Workers()
     history = train(
         model,
         dataset,
         task.train,
         objective=task.objective,
-        validate=lambda model: validation_ndcg(model, dataset),
+        validate=lambda model: validation_ndcg(model, dataset, workers),
         checkpoints=checkpoints,
-        workers=workers or Workers(),
+        workers=workers,
     )
     return Fitted(model, history)
 
 
-def validation_ndcg(model: SequenceModel, dataset: Dataset) -> float:
-    """Returns NDCG@10 on the validation targets, over the whole catalogue; 0 without any."""
-    ranking = rank_targets(torch_scorer(model), dataset, "validation")
-    return float(ndcg(ranking.ranks_U, 10).mean()) if len(ranking.ranks_U) else 0.0
+def validation_ndcg(
+    model: SequenceModel,
+    dataset: Dataset,
+    workers: Workers = Workers(),  # noqa: B008
+) -> float:
+    """Returns NDCG@10 on the validation targets, over the whole catalogue; 0 without any.
+
+    Each worker ranks its share of the users.
+    """
+    part = (workers.rank, workers.world_size)
+    ranking = rank_targets(torch_scorer(model), dataset, "validation", part=part)
+    sums = torch.tensor([ndcg(ranking.ranks_U, 10).sum(), len(ranking.ranks_U)])
+    if workers.world_size > 1:
+        dist.all_reduce(sums)
+    total, count = sums.tolist()
+    return total / count if count else 0.0

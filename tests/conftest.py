@@ -1,0 +1,64 @@
+"""A small dataset with something to learn, and Ray started once."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.on_ray import SETTINGS, start_ray
+
+# Ray reads its environment when it is imported, which some test modules do.
+for name, value in SETTINGS.items():
+    os.environ.setdefault(name, value)
+
+NUM_USERS, NUM_ITEMS = 60, 24
+
+
+def toy_sequences(seed: int = 0) -> list[np.ndarray]:
+    """Returns walks round a circle of items, with jumps; no item twice in a sequence."""
+    generator = np.random.default_rng(seed)
+    sequences = []
+    for _ in range(NUM_USERS):
+        length = int(generator.integers(3, 18))
+        start = int(generator.integers(NUM_ITEMS))
+        walk = (start + np.cumsum(generator.choice([1, 1, 1, 2], NUM_ITEMS))) % NUM_ITEMS + 1
+        _, first = np.unique(walk, return_index=True)
+        sequences.append(walk[np.sort(first)][:length].astype(np.int32))
+    return sequences
+
+
+@pytest.fixture(scope="session")
+def dataset_directory(tmp_path_factory) -> Path:
+    """A prepared dataset."""
+    from recsys.data.on_ray import prepare
+    from recsys.data.schema import PrepareConfig
+    from recsys.files import run_stage
+
+    directory = tmp_path_factory.mktemp("toy")
+    log = directory / "log.csv"
+    lines = ["user_id,item_id,timestamp"]
+    for user, items in enumerate(toy_sequences()):
+        lines += [f"u{user},i{item},{time}" for time, item in enumerate(items)]
+    log.write_text("\n".join(lines))
+    start_ray()
+    config = PrepareConfig(source="log", log=str(log))
+    output = directory / "dataset"
+    run_stage(
+        output, name="prepare", config=config, inputs={}, build=lambda path: prepare(config, path)
+    )
+    return output
+
+
+@pytest.fixture(scope="session")
+def dataset(dataset_directory):
+    """The same, opened."""
+    from recsys.data.sequences import Dataset
+
+    return Dataset.open(dataset_directory)
+
+
+@pytest.fixture
+def ray_started():
+    """Ray, running."""
+    start_ray()

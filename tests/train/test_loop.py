@@ -1,0 +1,141 @@
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.models import TransformerConfig, build
+from recsys.models.interface import torch_scorer
+from recsys.train.fit import Task, fit, validation_ndcg
+from recsys.train.loop import TrainConfig, train
+from recsys.train.objective import next_item
+
+MODEL = TransformerConfig(
+    width=16, num_layers=2, num_heads=2, head_width=8, feed_forward_width=32, max_length=8
+)
+CONFIG = TrainConfig(epochs=3, batch_rows=4, learning_rate=1e-2, checkpoint_every=4)
+
+
+class Killed(Exception):
+    pass
+
+
+class MemoryCheckpoints:
+    """Keeps states in memory and dies once, after `survives` of them."""
+
+    def __init__(self, survives: int | None = None):
+        self.state, self.survives = None, survives
+
+    def load(self):
+        return copy.deepcopy(self.state)
+
+    def save(self, state, metrics):
+        self.state = copy.deepcopy(state)
+        if self.survives is not None:
+            self.survives -= 1
+            if self.survives == 0:
+                self.survives = None
+                raise Killed
+
+
+def run(dataset, checkpoints, config=CONFIG, objective=next_item):
+    torch.manual_seed(0)
+    model = build(MODEL, dataset.num_items_with_padding)
+    history = train(
+        model,
+        dataset,
+        config,
+        objective=objective,
+        validate=lambda model: validation_ndcg(model, dataset),
+        checkpoints=checkpoints,
+    )
+    return model, history
+
+
+@pytest.mark.parametrize("survives", [1, 2, 3, 4])
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(dataset, survives):
+    expected, expected_history = run(dataset, MemoryCheckpoints())
+    checkpoints = MemoryCheckpoints(survives)
+    with pytest.raises(Killed):
+        run(dataset, checkpoints)
+    position = checkpoints.state["position"]
+    assert position[2] > 0
+    resumed, history = run(dataset, checkpoints)
+    assert history == expected_history
+    for name, weight in resumed.state_dict().items():
+        assert torch.equal(weight, expected.state_dict()[name]), name
+
+
+def test_checkpoints_are_written_in_the_middle_of_an_epoch(dataset):
+    checkpoints = MemoryCheckpoints(1)
+    with pytest.raises(Killed):
+        run(dataset, checkpoints)
+    assert checkpoints.state["position"][1] > 0
+
+
+def test_it_learns(dataset):
+    _, history = run(dataset, MemoryCheckpoints(), replace(CONFIG, epochs=30, patience=30))
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+    assert max(entry["ndcg@10"] for entry in history) > 0.5
+
+
+def test_it_overfits_one_user():
+    class OneUser:
+        num_items_with_padding = 9
+        train_length_U = np.array([9])
+
+        def history(self, user):
+            return np.array([3, 1, 4, 8, 5, 2, 6, 7, 1])
+
+    model = build(replace(MODEL, dropout=0.0), 9)
+    config = replace(CONFIG, epochs=60, batch_rows=1, evaluate_every=60)
+    history = train(
+        model,
+        OneUser(),
+        config,
+        objective=next_item,
+        validate=lambda model: 0.0,
+        checkpoints=MemoryCheckpoints(),
+    )
+    assert history[-1]["loss"] < 0.2
+    assert torch_scorer(model)([np.array([3, 1, 4])])[0].argmax() == 8
+
+
+def test_the_best_weights_are_kept_and_patience_ends_the_run(dataset):
+    values = iter([0.1, 0.3, 0.2, 0.1, 0.9])
+    seen = []
+
+    def validate(model):
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        return next(values)
+
+    model = build(MODEL, dataset.num_items_with_padding)
+    history = train(
+        model,
+        dataset,
+        replace(CONFIG, epochs=10, patience=2),
+        objective=next_item,
+        validate=validate,
+        checkpoints=MemoryCheckpoints(),
+    )
+    assert len(history) == 4
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, seen[1][name])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(dataset):
+    def broken(model, batch):
+        return next_item(model, batch) * float("nan")
+
+    with pytest.raises(ValueError, match="loss is nan"):
+        run(dataset, MemoryCheckpoints(), objective=broken)
+
+
+def test_fit_goes_on_from_its_file(dataset_directory, dataset, tmp_path):
+    task = Task(dataset=dataset_directory, model=MODEL, train=CONFIG)
+    first = fit(task, tmp_path)
+    again = fit(task, tmp_path)
+    assert again.history == first.history
+    for name, weight in first.model.state_dict().items():
+        assert torch.equal(weight, again.model.state_dict()[name])
