@@ -1,21 +1,19 @@
 """Compress a student: `python -m jobs.compress [preset] [flags]`."""
 
-import itertools
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.command import command
 from jobs.presets import Preset
-from recsys.compress import Recipe, Recover, compress
+from recsys.compress import Recipe, compress
 from recsys.compress.package import calibration_histories, package
+from recsys.compress.recover import recovery
 from recsys.data.sequences import Dataset
-from recsys.distill.objective import DistillConfig, Distillation
+from recsys.distill.objective import DistillConfig
 from recsys.files import fingerprint, run_stage
 from recsys.models import load_model
-from recsys.models.interface import SequenceModel
-from recsys.train.fit import Task, fit
 from recsys.train.loop import TrainConfig
 
 
@@ -86,27 +84,6 @@ def _compress(job: Compress, directory: Path) -> None:
     )
     for checkpoints in directory.glob("recovery-*"):
         shutil.rmtree(checkpoints)
-
-
-def recovery(
-    dataset: Path, targets: Path, distill: DistillConfig, train: TrainConfig, directory: Path
-) -> Recover:
-    """Returns a function that trains a model on, for some epochs, on the teacher's answers."""
-
-    numbers = itertools.count(1)
-
-    def recover(model: SequenceModel, epochs: int) -> SequenceModel:
-        checkpoints = directory / f"recovery-{next(numbers)}"
-        checkpoints.mkdir(exist_ok=True)
-        task = Task(
-            dataset=dataset,
-            model=model.config,
-            train=replace(train, epochs=epochs, learning_rate=train.learning_rate / 4),
-            objective=Distillation(targets, distill),
-        )
-        return fit(task, checkpoints, model=model).model
-
-    return recover
 
 
 if __name__ == "__main__":

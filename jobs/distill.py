@@ -9,7 +9,7 @@ from jobs.on_ray import start_ray
 from jobs.presets import Preset
 from jobs.train import train_model
 from recsys.data.sequences import Dataset
-from recsys.distill.objective import DistillConfig, Distillation
+from recsys.distill.objective import Distillation, DistillConfig
 from recsys.distill.targets import TargetsConfig, write_targets
 from recsys.files import run_stage
 from recsys.models import ModelConfig, load_model

@@ -13,7 +13,6 @@ from recsys.data.sequences import Dataset
 from recsys.evaluate.baselines import popularity
 from recsys.evaluate.report import evaluate_scorer, table
 from recsys.files import fingerprint, read_json, run_stage, write_json
-from recsys.search.on_ray import choose
 
 ROWS = ("teacher", "student-alone", "student", "compressed", "chosen")
 ROW_KEYS = ("ndcg@10", "ndcg@10_interval", "hr@10", "size_bytes")
@@ -50,8 +49,8 @@ def run(job: Pipeline) -> dict:
     distillation = distill.Distill.from_preset(preset, directory)
     distill.run(replace(distillation, alone=directory / "student-alone"))
     compress.run(compress.Compress.from_preset(preset, directory))
-    search.run(search.Search.from_preset(preset, directory))
-    _choose(preset, directory)
+    picked = search.run(search.Search.from_preset(preset, directory))
+    _keep(picked, directory)
     summary = _summary(directory, round(time.perf_counter() - started, 1))
     write_json(directory / "summary.json", summary)
     _show(directory, summary)
@@ -71,19 +70,14 @@ def _with_log(job: Pipeline) -> Preset:
     return replace(job.preset, prepare=config)
 
 
-def _choose(preset: Preset, directory: Path) -> None:
-    """Copies the model that the rule picks from the frontier."""
-    picked = choose(directory / "frontier", preset.search)
+def _keep(picked: Path, directory: Path) -> None:
+    """Copies the model that the rule picked to where it is served from."""
 
     def build(target: Path) -> None:
-        for file in picked.iterdir():
-            if file.name != "stage.json":
-                shutil.copyfile(file, target / file.name)
+        shutil.copytree(picked, target, dirs_exist_ok=True)
 
     inputs = {"frontier": directory / "frontier"}
-    run_stage(
-        directory / "chosen", name="choose", config=picked.name, inputs=inputs, build=build
-    )
+    run_stage(directory / "chosen", name="choose", config=picked.name, inputs=inputs, build=build)
 
 
 def _summary(directory: Path, seconds: float) -> dict:

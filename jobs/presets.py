@@ -44,18 +44,24 @@ QUICKSTART = Preset(
     teacher=TransformerConfig(
         width=96, num_layers=2, num_heads=2, head_width=32, feed_forward_width=192, max_length=50
     ),
-    train=TrainConfig(epochs=14, batch_rows=64, learning_rate=3e-3, evaluate_every=2, patience=3),
+    train=TrainConfig(
+        epochs=10, batch_rows=32, learning_rate=3e-3, evaluate_every=2, num_threads=1
+    ),
     student=TransformerConfig(
-        width=16,
+        width=12,
         num_layers=1,
         num_heads=1,
-        head_width=16,
-        feed_forward_width=32,
+        head_width=12,
+        feed_forward_width=24,
         max_length=50,
         dropout=0.1,
     ),
+    targets=TargetsConfig(top_k=32),
     train_student=TrainConfig(
-        epochs=10, batch_rows=64, learning_rate=6e-3, evaluate_every=2, patience=3, num_threads=1
+        epochs=10, batch_rows=32, learning_rate=6e-3, evaluate_every=2, num_threads=1
+    ),
+    search=SearchConfig(
+        num_trials=4, epochs=6, widths=(8, 12, 16, 24), num_layers=(1,), recover_epochs=2
     ),
 )
 

@@ -26,7 +26,10 @@ class Drawing:
 
 @pytest.mark.parametrize(
     "config",
-    [Drawing(), Drawing(shape=Square(side=2.0), shapes=(Round(), Square()), rank=3, path=Path("y"))],
+    [
+        Drawing(),
+        Drawing(shape=Square(side=2.0), shapes=(Round(), Square()), rank=3, path=Path("y")),
+    ],
 )
 def test_round_trip(config):
     assert from_json(Drawing, to_json(config)) == config
@@ -38,5 +41,5 @@ def test_unknown_setting_is_refused_with_a_suggestion():
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="unknown kind 'Squar'.*'Square'"):
+    with pytest.raises(ValueError, match=r"unknown kind 'Squar'.*'Square'"):
         from_json(Round | Square, {"kind": "Squar"})

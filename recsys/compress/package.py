@@ -53,9 +53,7 @@ def package(
     seal_model(directory)
     num_parameters = sum(p.numel() for p in model.parameters())
     more = {**(extra or {}), "export": {"precision": precision, **parity}}
-    reports = {
-        split: report_model(directory, dataset, split=split, seed=seed) for split in splits
-    }
+    reports = {split: report_model(directory, dataset, split=split, seed=seed) for split in splits}
     report = {**reports[splits[-1]], "num_parameters": num_parameters, **more}
     for split in splits[:-1]:
         report[split] = {k: v for k, v in reports[split].items() if "@" in k or k == "mrr"}

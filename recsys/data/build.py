@@ -6,17 +6,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from recsys.config import to_json
-from recsys.data.schema import ITEM, ORDER, PLACE, SCHEMA_VERSION, TIME, USER, PrepareConfig
+from recsys.data.schema import (
+    FRACTION,
+    ITEM,
+    ORDER,
+    PLACE,
+    SCHEMA_VERSION,
+    TIME,
+    USER,
+    PrepareConfig,
+)
 from recsys.data.sequences import ITEMS, MANIFEST, Sequence, write_sequences
 from recsys.data.split import assign, cut_times
 from recsys.data.vocabulary import write_items
 from recsys.files import write_json
 
-KEYS = [USER, TIME, ORDER, PLACE]
+pc: Any = pyarrow.compute  # its functions are made when it is imported
+
+KEYS = [USER, TIME, FRACTION, ORDER, PLACE]
+ROWS_PER_FILE = 20_000_000
 
 
 class Grouped(NamedTuple):
@@ -34,7 +46,7 @@ def sort_and_drop_duplicates(rows: pa.Table, drop: bool) -> tuple[pa.Table, int]
     rows = rows.sort_by([(key, "ascending") for key in KEYS])
     if not drop or not len(rows):
         return rows, 0
-    frame = rows.select([USER, ITEM, TIME, ORDER]).to_pandas()
+    frame = rows.select([USER, ITEM, TIME, FRACTION, ORDER]).to_pandas()
     kept = rows.filter(pa.array(~frame.duplicated().to_numpy()))
     return kept, len(rows) - len(kept)
 
@@ -83,26 +95,19 @@ def build_dataset(
     tables = core(tables, config.k_core, config.min_length)
     if not any(len(table) for table in tables):
         raise ValueError("no interaction is left after cleaning: see k_core, min_length, the log")
-    unique = [pc.unique(table[ITEM]).to_numpy(zero_copy_only=False) for table in tables]
-    item_ids = np.unique(np.concatenate(unique).astype(str))
-    cuts = cut_times(config.split, np.concatenate([t[TIME].to_numpy() for t in tables]))
-    counts_V = np.zeros(len(item_ids) + 1, np.int64)
-    num_users = num_interactions = 0
-    for number, table in enumerate(tables):
-        sequences = _sequences(table, item_ids, config, cuts)
-        for sequence in sequences:
-            np.add.at(counts_V, sequence.items[: sequence.train_length], 1)
-        write_sequences(directory / f"sequences-{number:05d}.arrow", sequences)
-        num_users += len(sequences)
-        num_interactions += len(table)
-    write_items(directory / ITEMS, item_ids, counts_V, item_table)
+    table = _in_order(tables)
+    item_ids = pc.unique(table[ITEM]).sort()
+    cuts = cut_times(config.split, table[TIME].to_numpy())
+    sequences = _sequences(table, item_ids, config, cuts)
+    _write_in_files(directory, sequences)
+    write_items(directory / ITEMS, item_ids, _popularity(sequences, len(item_ids)), item_table)
     manifest = {
         "schema_version": SCHEMA_VERSION,
-        "num_users": num_users,
+        "num_users": len(sequences),
         "num_items": len(item_ids),
-        "num_interactions": num_interactions,
+        "num_interactions": len(table),
         "num_duplicates": sum(part.num_duplicates for part in grouped),
-        "num_items_never_seen": len(item_table) - len(item_ids) if item_table else 0,
+        "num_items_never_seen": len(item_table) - len(item_ids) if item_table is not None else 0,
         "split": to_json(config.split),
         **facts,
     }
@@ -110,22 +115,47 @@ def build_dataset(
     return manifest
 
 
+def _in_order(tables: list[pa.Table]) -> pa.Table:
+    """Returns all rows by user; so nothing shows how users were spread over files."""
+    if len(tables) == 1:
+        return tables[0]
+    return pa.concat_tables(tables).sort_by([(key, "ascending") for key in KEYS])
+
+
 def _sequences(
-    table: pa.Table, item_ids: np.ndarray, config: PrepareConfig, cuts: tuple[int, int]
+    table: pa.Table, item_ids: pa.Array, config: PrepareConfig, cuts: tuple[int, int]
 ) -> list[Sequence]:
-    if not len(table):
-        return []
-    users = table[USER].to_numpy(zero_copy_only=False)
-    items = np.searchsorted(item_ids, table[ITEM].to_numpy(zero_copy_only=False).astype(str)) + 1
+    items = pc.index_in(table[ITEM], value_set=item_ids).to_numpy() + np.int32(1)
     times = table[TIME].to_numpy()
-    starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
-    stops = [*starts[1:], len(users)]
+    codes = table[USER].combine_chunks().dictionary_encode()
+    number = codes.indices.to_numpy()
+    starts = np.flatnonzero(np.diff(number, prepend=-1))
+    stops = [*starts[1:], len(number)]
     return [
         Sequence(
-            users[start],
-            items[start:stop].astype(np.int32),
+            user,
+            items[start:stop],
             times[start:stop],
             *assign(config.split, times[start:stop], cuts),
         )
-        for start, stop in zip(starts, stops, strict=True)
+        for user, start, stop in zip(codes.dictionary.to_pylist(), starts, stops, strict=True)
     ]
+
+
+def _write_in_files(directory: Path, sequences: list[Sequence]) -> None:
+    """Writes users in order, to a new file whenever one has `ROWS_PER_FILE` interactions."""
+    files: list[list[Sequence]] = [[]]
+    size = 0
+    for sequence in sequences:
+        if size >= ROWS_PER_FILE:
+            files.append([])
+            size = 0
+        files[-1].append(sequence)
+        size += len(sequence.items)
+    for number, part in enumerate(files):
+        write_sequences(directory / f"sequences-{number:05d}.arrow", part)
+
+
+def _popularity(sequences: list[Sequence], num_items: int) -> np.ndarray:
+    items_N = np.concatenate([sequence.items[: sequence.train_length] for sequence in sequences])
+    return np.bincount(items_N, minlength=num_items + 1)

@@ -1,27 +1,34 @@
 """From rows as they come to rows that can be used, and what is wrong with the others."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from recsys.data.read import MALFORMED
-from recsys.data.schema import ITEM, ORDER, PLACE, TIME, USER, PrepareConfig
+from recsys.data.schema import FRACTION, ITEM, ORDER, PLACE, TIME, USER, PrepareConfig
 
 PROBLEM, RAW = "problem", "row"
+MICRO = 1_000_000
+LARGEST = 2.0**62
+SHOWN = 300  # characters of a bad row
 CLEAN = pa.schema(
     {
         USER: pa.string(),
         ITEM: pa.string(),
         TIME: pa.int64(),
+        FRACTION: pa.float64(),
         ORDER: pa.float64(),
         PLACE: pa.int64(),
         PROBLEM: pa.string(),
         RAW: pa.string(),
     }
 )
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported
 
 
 def wanted_columns(config: PrepareConfig) -> list[str]:
@@ -41,11 +48,11 @@ def clean(
     """
     place = pa.array(np.arange(first_place, first_place + len(raw)))
     if MALFORMED in raw.column_names and config.user_column not in raw.column_names:
-        text = raw[MALFORMED]
+        text = pc.utf8_slice_codeunits(raw[MALFORMED], 0, SHOWN)
         return _table({PLACE: place, PROBLEM: _same("row cannot be read", len(raw)), RAW: text})
     user, item = (as_text(raw[name]) for name in (config.user_column, config.item_column))
-    time = parse_times(raw[config.time_column])
-    columns = {USER: user, ITEM: item, TIME: time, PLACE: place}
+    time, fraction = parse_times(raw[config.time_column])
+    columns = {USER: user, ITEM: item, TIME: time, FRACTION: fraction, PLACE: place}
     if config.order_column:
         columns[ORDER] = _as_numbers(raw[config.order_column])
     problems = {
@@ -71,36 +78,65 @@ def as_text(column: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pa.types.is_floating(array.type):
-        values = array.to_numpy(zero_copy_only=False)
-        whole = np.isfinite(values) & (values == np.floor(values))
-        if whole[~np.isnan(values)].all():
-            array = pa.array(values, mask=np.isnan(values)).cast(pa.int64())
+        return _numbers_as_text(array.to_numpy(zero_copy_only=False).astype(np.float64))
     text = pc.utf8_trim_whitespace(array.cast(pa.string()))
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 
-def parse_times(column: pa.ChunkedArray) -> pa.Array:
-    """Returns times as whole numbers, dates as Unix seconds, and null for what is neither."""
+def _numbers_as_text(values: np.ndarray) -> pa.Array:
+    missing = ~np.isfinite(values)
+    whole = ~missing & (values == np.floor(values)) & (np.abs(values) < LARGEST)
+    integers = pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string())
+    others = pa.array(values, mask=missing).cast(pa.string())
+    return pc.if_else(pa.array(whole), integers, others)
+
+
+def parse_times(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """Returns times rounded down to whole numbers, dates as Unix seconds, null for what is neither;
+    and what was rounded off."""
     array = column.combine_chunks()
     if pa.types.is_integer(array.type):
-        return array.cast(pa.int64())
-    if pa.types.is_temporal(array.type):
-        return pc.divide(array.cast(pa.timestamp("us")).cast(pa.int64()), 1_000_000)
+        return array.cast(pa.int64()), pa.array(np.zeros(len(array)))
+    if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
+        moments = array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+        micros = moments.fill_null(0).to_numpy(zero_copy_only=False)
+        return _whole(micros // MICRO, (micros % MICRO) / MICRO, ~np.asarray(moments.is_null()))
     if pa.types.is_floating(array.type):
-        return _whole(array.to_numpy(zero_copy_only=False))
-    text = pd.Series(array.cast(pa.string()).to_numpy(zero_copy_only=False), dtype=object)
-    numbers = pd.to_numeric(text, errors="coerce").to_numpy(np.float64)
-    rest = np.isnan(numbers)
-    if rest.any():
-        dates = pd.to_datetime(text[rest], errors="coerce", utc=True, format="ISO8601")
-        seconds = dates.to_numpy("datetime64[s]").astype(np.float64)
-        numbers[rest] = np.where(dates.isna(), np.nan, seconds)
-    return _whole(numbers)
+        return _split(array.to_numpy(zero_copy_only=False).astype(np.float64))
+    return _parse_text(array.cast(pa.string()))
 
 
-def _whole(numbers: np.ndarray) -> pa.Array:
-    usable = np.isfinite(numbers) & (np.abs(numbers) < 2**62)
-    return pa.array(np.where(usable, numbers, 0).astype(np.int64), mask=~usable)
+def _parse_text(array: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Returns what `parse_times` does, of numbers and ISO 8601 dates written out."""
+    text = pc.utf8_trim_whitespace(array)
+    exact = pc.fill_null(pc.match_substring_regex(text, r"^[+-]?[0-9]{1,18}$"), False)
+    integers = pc.if_else(exact, text, "0").cast(pa.int64()).to_numpy(zero_copy_only=False)
+    is_exact = np.asarray(exact)
+    whole, fraction, usable = integers.copy(), np.zeros(len(text)), is_exact.copy()
+    rest = np.flatnonzero(~is_exact)
+    if len(rest):
+        words = pd.Series(text.take(pa.array(rest)).to_pylist(), dtype=object)
+        numbers = pd.to_numeric(words, errors="coerce").to_numpy(np.float64)
+        dates = pd.to_datetime(words, errors="coerce", utc=True, format="ISO8601")
+        micros = dates.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
+        is_number = np.isfinite(numbers) & (np.abs(numbers) < LARGEST)
+        floor = np.floor(np.where(is_number, numbers, 0))
+        whole[rest] = np.where(is_number, floor.astype(np.int64), micros // MICRO)
+        fraction[rest] = np.where(is_number, numbers - floor, (micros % MICRO) / MICRO)
+        usable[rest] = is_number | (np.isnan(numbers) & dates.notna().to_numpy())
+    return _whole(whole, fraction, usable)
+
+
+def _split(numbers: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    usable = np.isfinite(numbers) & (np.abs(numbers) < LARGEST)
+    numbers = np.where(usable, numbers, 0)
+    return _whole(np.floor(numbers), numbers - np.floor(numbers), usable)
+
+
+def _whole(
+    whole: np.ndarray, fraction: np.ndarray, usable: np.ndarray
+) -> tuple[pa.Array, pa.Array]:
+    return pa.array(whole.astype(np.int64), mask=~usable), pa.array(np.where(usable, fraction, 0.0))
 
 
 def _as_numbers(column: pa.ChunkedArray) -> pa.Array:
@@ -120,7 +156,7 @@ def _show(raw: pa.Table, problem: pa.Array) -> pa.Array:
     shown = np.full(len(raw), None, dtype=object)
     bad = np.flatnonzero(np.asarray(pc.is_valid(problem)))
     for index, row in zip(bad, raw.take(bad).to_pylist(), strict=True):
-        shown[index] = ", ".join(f"{key}={value!r}" for key, value in row.items())
+        shown[index] = ", ".join(f"{key}={value!r}" for key, value in row.items())[:SHOWN]
     return pa.array(shown, pa.string())
 
 

@@ -43,13 +43,22 @@ def _frame(copy: str | None, name: str, columns: list[str], directory: Path) -> 
 
 def _read(copy: str | None, name: str, directory: Path) -> bytes:
     if copy is not None and Path(copy).is_dir():
-        return (Path(copy) / name).read_bytes()
+        return _read_unpacked(Path(copy) / name)
     archive = Path(copy) if copy is not None else _fetch(directory / "ml-1m.zip")
     try:
         with zipfile.ZipFile(archive) as opened:
             return opened.read(f"{FOLDER}/{name}")
+    except FileNotFoundError:
+        raise ValueError(f"{archive} does not exist") from None
     except (zipfile.BadZipFile, KeyError):
         raise ValueError(f"{archive} is not the MovieLens-1M archive") from None
+
+
+def _read_unpacked(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} is not the MovieLens-1M archive: no {path.name}") from None
 
 
 def _fetch(path: Path) -> Path:
@@ -60,7 +69,7 @@ def _fetch(path: Path) -> Path:
             content = answer.read()
     except (urllib.error.URLError, TimeoutError) as error:
         raise ValueError(
-            f"{URL} cannot be fetched ({error}); give a local copy by --preset.prepare.log"
+            f"{URL} cannot be fetched ({error}); give ml-1m.zip, or its folder, with --log"
         ) from None
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5:
         raise ValueError(f"{URL} is not the archive that was published: its checksum differs")

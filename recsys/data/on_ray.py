@@ -1,6 +1,8 @@
 """Preparing a log with Ray Data: files are read, cleaned and grouped by user in parallel."""
 
+import logging
 import shutil
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 import ray.data
 from ray.exceptions import RayError
@@ -22,6 +24,8 @@ from recsys.data.read import check_file, list_files, read_batches, read_table
 from recsys.data.schema import PLACE, USER, PrepareConfig
 from recsys.data.synthetic import generate
 from recsys.data.vocabulary import read_item_table
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported
 
 REJECTED = "rejected.parquet"
 ROWS_PER_PARTITION = 5_000_000
@@ -36,7 +40,8 @@ def prepare(config: PrepareConfig, directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: the log cannot be read, has bad rows that are refused, or nothing is left.
     """
-    scratch = directory / "scratch"
+    config = config.resolved()
+    scratch = directory.resolve() / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     config, facts = _materialize_source(config, scratch)
@@ -45,7 +50,8 @@ def prepare(config: PrepareConfig, directory: Path) -> dict[str, Any]:
         check_file(file, wanted_columns(config))
     item_table = None
     if config.items is not None:
-        item_table = read_item_table(read_table(config.items), config.item_column)
+        items = read_table(config.items, [config.item_column])
+        item_table = read_item_table(items, config.item_column)
     partitions = _group(config, files, item_table, scratch)
     rejected = _rejected(config, scratch, directory)
     grouped = [Grouped(Path(row["path"]), row["num_duplicates"]) for row in partitions]
@@ -73,8 +79,6 @@ def _materialize_source(
     elif config.source == "movielens-1m":
         log_path, items_path = convert(scratch, config.log)
     else:
-        if config.log is None:
-            raise ValueError("no log: say where it is with --log")
         return config, facts
     return replace(config, log=str(log_path), items=str(items_path)), facts
 
@@ -83,9 +87,7 @@ def _group(
     config: PrepareConfig, files: list[str], item_table: pa.Table | None, scratch: Path
 ) -> list[dict[str, Any]]:
     """Writes all rows of a user to one of a few files and returns what each file is."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    _quieten()
     known = item_table["item_id"].combine_chunks() if item_table is not None else None
     num_partitions = _num_partitions(files)
 
@@ -110,7 +112,7 @@ def _group(
             {"partition": [number], "path": [str(path)], "num_duplicates": [num_duplicates]}
         )
 
-    sources = [{"number": number, "path": file} for number, file in enumerate(files)]
+    sources = [{"number": number, "path": _absolute(file)} for number, file in enumerate(files)]
     dataset = ray.data.from_items(sources, override_num_blocks=len(sources)).flat_map(read)
     grouped = dataset.groupby("partition", num_partitions=num_partitions + 1)
     try:
@@ -118,6 +120,20 @@ def _group(
     except (RayError, ValueError) as error:
         raise ValueError(_root_cause(error)) from None
     return sorted((r for r in rows if r["partition"] >= 0), key=lambda r: r["partition"])
+
+
+def _quieten() -> None:
+    """Leaves one progress bar for a person who watches; our errors say the rest."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty()
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.data.dataset"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _absolute(file: str) -> str:
+    return file if "://" in file else str(Path(file).resolve())
 
 
 def _num_partitions(files: list[str]) -> int:
@@ -161,7 +177,7 @@ def _rejected(config: PrepareConfig, scratch: Path, directory: Path) -> Counter[
     rows = pq.read_table(scratch / REJECTED)
     counts = Counter(rows[PROBLEM].to_pylist())
     kinds = ", ".join(f"{count} x {kind}" for kind, count in counts.most_common())
-    examples = "; ".join(rows[RAW][:NUM_EXAMPLES].to_pylist())
+    examples = _examples(rows)
     if config.on_bad_rows == "refuse":
         raise ValueError(
             f"{len(rows)} bad rows in {config.log}: {kinds} (such as {examples}); mend them, or "
@@ -170,6 +186,14 @@ def _rejected(config: PrepareConfig, scratch: Path, directory: Path) -> Counter[
     pq.write_table(rows.select([PLACE, PROBLEM, RAW]), directory / REJECTED)
     print(f"prepare: {len(rows)} bad rows set aside: {kinds} (such as {examples})")
     return counts
+
+
+def _examples(rows: pa.Table) -> str:
+    """Returns the first row of each kind of problem, as text, of a few kinds."""
+    firsts: dict[str, str] = {}
+    for problem, row in zip(rows[PROBLEM].to_pylist(), rows[RAW].to_pylist(), strict=True):
+        firsts.setdefault(problem, row)
+    return "; ".join(list(firsts.values())[:NUM_EXAMPLES])
 
 
 def _root_cause(error: BaseException) -> str:

@@ -31,7 +31,11 @@ def list_files(location: str) -> list[str]:
     if info.type == fs.FileType.File:
         return [prefix + path]
     children = system.get_file_info(fs.FileSelector(path, recursive=True))
-    files = sorted(c.path for c in children if c.type == fs.FileType.File and _kind(c.path))
+    files = sorted(
+        child.path
+        for child in children
+        if child.type == fs.FileType.File and _kind(child.path) and child.base_name[0] not in "._"
+    )
     if not files:
         raise ValueError(f"{location} holds no .parquet, .csv or .jsonl file")
     return [prefix + file for file in files]
@@ -57,13 +61,13 @@ def check_file(location: str, columns: Sequence[str]) -> None:
         )
 
 
-def read_batches(location: str, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+def read_batches(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yields the rows of a file in order, a part at a time.
 
     Rows of CSV and JSON Lines that are no rows come with their text in the column "malformed".
 
     Args:
-        columns: those wanted, of a CSV as text; none for all, with types as found.
+        columns: those wanted; of CSV and JSON Lines as text.
 
     Raises:
         ValueError: the file is damaged.
@@ -75,20 +79,25 @@ def read_batches(location: str, columns: Sequence[str] | None) -> Iterator[pa.Ta
         raise ValueError(f"{location} cannot be read ({_first_line(error)})") from None
 
 
-def read_table(location: str) -> pa.Table:
-    """Returns all rows of a file or folder.
+def read_table(location: str, text_columns: Sequence[str] = ()) -> pa.Table:
+    """Returns all rows of a file or folder, with types as found but for `text_columns`.
 
     Raises:
         ValueError: a file cannot be read, or has rows that are no rows.
     """
     tables = []
     for file in list_files(location):
-        check_file(file, [])
-        for table in read_batches(file, None):
-            if MALFORMED in table.column_names:
-                raise ValueError(f"{file} has a row that cannot be read: {table[MALFORMED][0]}")
-            tables.append(table)
-    return pa.concat_tables(tables, promote_options="permissive")
+        check_file(file, text_columns)
+        try:
+            tables += _read_whole(file, text_columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{file} cannot be read ({_first_line(error)})") from None
+    if not tables:
+        raise ValueError(f"{location} holds no rows")
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{location}: its files do not agree ({_first_line(error)})") from None
 
 
 def _open(location: str) -> tuple[fs.FileSystem, str]:
@@ -122,18 +131,20 @@ def _column_names(location: str) -> list[str] | None:
             return pq.ParquetFile(file).schema_arrow.names
     if kind is CSV:
         with system.open_input_stream(path) as stream:
-            return pyarrow.csv.open_csv(stream).schema.names
+            # The reader is already at the rows of the first block.
+            parse = pyarrow.csv.ParseOptions(invalid_row_handler=lambda row: "skip")
+            return pyarrow.csv.open_csv(stream, parse_options=parse).schema.names
     return None
 
 
-def _read_parquet(location: str, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+def _read_parquet(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     system, path = _open(location)
     with system.open_input_file(path) as file:
-        for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=columns):
+        for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=list(columns)):
             yield pa.Table.from_batches([batch])
 
 
-def _read_csv(location: str, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+def _read_csv(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     system, path = _open(location)
     malformed: list[str] = []
 
@@ -142,11 +153,11 @@ def _read_csv(location: str, columns: Sequence[str] | None) -> Iterator[pa.Table
         return "skip"
 
     convert = pyarrow.csv.ConvertOptions(
-        column_types={column: pa.string() for column in columns or ()},
-        include_columns=list(columns) if columns else None,
+        column_types={column: pa.string() for column in columns},
+        include_columns=list(columns),
         strings_can_be_null=True,
     )
-    parse = pyarrow.csv.ParseOptions(invalid_row_handler=keep)
+    parse = pyarrow.csv.ParseOptions(invalid_row_handler=keep, newlines_in_values=True)
     with system.open_input_stream(path) as stream:
         for batch in pyarrow.csv.open_csv(stream, parse_options=parse, convert_options=convert):
             yield pa.Table.from_batches([batch])
@@ -154,7 +165,7 @@ def _read_csv(location: str, columns: Sequence[str] | None) -> Iterator[pa.Table
         yield pa.table({MALFORMED: malformed})
 
 
-def _read_json_lines(location: str, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+def _read_json_lines(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     system, path = _open(location)
     rows: list[dict] = []
     with system.open_input_stream(path) as stream:
@@ -167,29 +178,69 @@ def _read_json_lines(location: str, columns: Sequence[str] | None) -> Iterator[p
         yield _as_table(rows, columns)
 
 
+def _read_whole(location: str, text_columns: Sequence[str]) -> list[pa.Table]:
+    kind = _known_kind(location)
+    system, path = _open(location)
+    if kind is PARQUET:
+        with system.open_input_file(path) as file:
+            return [pq.ParquetFile(file).read()]
+    with system.open_input_stream(path) as stream:
+        if kind is JSON_LINES:
+            rows = [_parse_line(line) for line in _lines(stream)]
+            return [_as_typed_table(rows, text_columns)] if rows else []
+        convert = pyarrow.csv.ConvertOptions(
+            column_types={column: pa.string() for column in text_columns}
+        )
+        parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+        return [pyarrow.csv.read_csv(stream, parse_options=parse, convert_options=convert)]
+
+
 def _lines(stream: Any) -> Iterator[str]:
-    text = io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8", errors="replace")
+    text = io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", errors="replace")
     return (line for line in text if line.strip())
 
 
 def _parse_line(line: str) -> dict:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         row = None
     return row if isinstance(row, dict) else {MALFORMED: line.strip()}
 
 
-def _as_table(rows: list[dict], columns: Sequence[str] | None) -> pa.Table:
-    """Returns rows as a table; columns that were asked for become text."""
-    if columns is None:
-        return pa.Table.from_pylist(rows)
+def _as_table(rows: list[dict], columns: Sequence[str]) -> pa.Table:
+    """Returns some columns of rows, as text."""
     names = [*columns, *([MALFORMED] if any(MALFORMED in row for row in rows) else [])]
-    arrays = [pa.array([_as_text(row.get(name)) for row in rows], pa.string()) for name in names]
-    return pa.table(dict(zip(names, arrays, strict=True)))
+    return pa.table({name: _texts(rows, name) for name in names})
+
+
+def _as_typed_table(rows: list[dict], text_columns: Sequence[str]) -> pa.Table:
+    """Returns all columns of rows, with types as found.
+
+    Raises:
+        pa.ArrowInvalid: a row is no row, or a column has values of several types.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    if MALFORMED in names:
+        bad = next(row[MALFORMED] for row in rows if MALFORMED in row)
+        raise pa.ArrowInvalid(f"no JSON object: {bad[:100]}")
+    return pa.table(
+        {
+            name: _texts(rows, name)
+            if name in text_columns
+            else pa.array([row.get(name) for row in rows])
+            for name in names
+        }
+    )
+
+
+def _texts(rows: list[dict], name: str) -> pa.Array:
+    return pa.array([_as_text(row.get(name)) for row in rows], pa.string())
 
 
 def _as_text(value: Any) -> str | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 

@@ -1,6 +1,7 @@
 """What a log must look like, and how it is cleaned."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from recsys.data.split import LeaveOneOut, Split
@@ -8,6 +9,7 @@ from recsys.data.synthetic import SyntheticConfig
 
 SCHEMA_VERSION = 1
 USER, ITEM, TIME, ORDER, PLACE = "user_id", "item_id", "timestamp", "order", "place"
+FRACTION = "fraction"  # of a time that is no whole number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,25 @@ class PrepareConfig:
     """The built-in log."""
 
     def __post_init__(self) -> None:
-        if self.source == "log" and self.log is None and self.items is not None:
-            raise ValueError("an item table without a log: give --log too")
         if self.k_core < 0 or self.min_length < 1:
             raise ValueError("k_core must be at least 0 and min_length at least 1")
+
+    def resolved(self) -> "PrepareConfig":
+        """Returns the config with the source that is meant: a log that is given is the one used.
+
+        Raises:
+            ValueError: a log is needed and none is given.
+        """
+        if self.log is None and self.items is not None:
+            raise ValueError("an item table without a log: say where the log is with --log")
+        if self.log is None and self.source == "log":
+            raise ValueError("no log: say where it is with --log")
+        if self.log is None or self.source == "log":
+            return self
+        if self.source == "movielens-1m" and self.items is None and _may_be_archive(self.log):
+            return self
+        return replace(self, source="log")
+
+
+def _may_be_archive(log: str) -> bool:
+    return log.lower().endswith(".zip") or (Path(log) / "ratings.dat").exists()

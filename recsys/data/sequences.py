@@ -13,7 +13,7 @@ from recsys.data.schema import SCHEMA_VERSION
 from recsys.data.split import NONE
 from recsys.files import read_json
 
-MANIFEST, ITEMS = "manifest.json", "items.parquet"
+MANIFEST, ITEMS, POPULARITY = "manifest.json", "items.parquet", "popularity"
 SCHEMA = pa.schema(
     {
         "user_id": pa.string(),
@@ -61,8 +61,14 @@ class Dataset:
         try:
             files = sorted(path.glob("sequences-*.arrow"))
             tables = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{path} is damaged ({error}); prepare it anew") from None
+        num_users = sum(len(table) for table in tables)
+        if num_users != manifest["num_users"]:
+            raise ValueError(
+                f"{path} is damaged (it holds {num_users} users, not {manifest['num_users']}); "
+                "prepare it anew"
+            )
         return cls(path, manifest, tables)
 
     def history(self, user: int) -> np.ndarray:
@@ -94,10 +100,8 @@ class Dataset:
     @cached_property
     def item_counts_V(self) -> np.ndarray:
         """How often each item occurs in training."""
-        counts_V = np.zeros(self.num_items_with_padding, np.int64)
-        for user, length in enumerate(self.train_length_U.tolist()):
-            np.add.at(counts_V, self.history(user)[:length], 1)
-        return counts_V
+        counts = pq.read_table(self.path / ITEMS, columns=[POPULARITY])[POPULARITY]
+        return counts.to_numpy()
 
     def _find(self, user: int) -> tuple[_Shard, int]:
         if len(self._shards) == 1:

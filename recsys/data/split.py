@@ -48,16 +48,24 @@ class Assignment(NamedTuple):
 
 
 def cut_times(split: Split, timestamps_N: np.ndarray) -> tuple[int, int]:
-    """Returns the two moments of a `GlobalTimeCut` in a log; zeros for another split."""
+    """Returns the two moments of a `GlobalTimeCut` in a log; zeros for another split.
+
+    Raises:
+        ValueError: the times are so few that nothing is left on one side of a moment.
+    """
     if isinstance(split, LeaveOneOut) or not len(timestamps_N):
         return 0, 0
     first = 1 - split.validation_fraction - split.test_fraction
     moments = np.quantile(timestamps_N, [first, 1 - split.test_fraction], method="higher")
+    if not timestamps_N.min() < moments[0] < moments[1]:
+        raise ValueError("the log has too few different times to be cut by time: use leave-one-out")
     return int(moments[0]), int(moments[1])
 
 
 def assign(split: Split, timestamps_L: np.ndarray, cuts: tuple[int, int]) -> Assignment:
-    """Returns what `split` says of a sequence; one shorter than three items is all training.
+    """Returns what `split` says of a sequence.
+
+    With `LeaveOneOut` a sequence shorter than three items is all training.
 
     Args:
         timestamps_L: in order.

@@ -1,7 +1,8 @@
 """The built-in log: users with drifting interests, whose true next-item probabilities are known.
 
-The next item comes from a mixture: a successor of the last item, a successor of the one before, or
-an item of the topic that the user is in, by a long-tailed popularity. Nobody meets an item twice.
+Items belong to families, families to topics. The next item comes from a mixture: a family that
+follows the last item's, one that follows the family of the item before, or the topic that the user
+is in; within a family or topic by a long-tailed popularity. Nobody meets an item twice.
 """
 
 from dataclasses import dataclass
@@ -12,39 +13,69 @@ import pyarrow as pa
 
 SHORTEST = 6
 FIRST_DAY = 1_700_000_000  # Unix seconds
-TOPIC_WORDS = (
-    "amber basil cedar delta ember fjord grove haven ivory jade koala lotus maple nectar opal pearl"
-).split()
-KIND_WORDS = "lamp chair kettle jacket novel camera guitar bottle carpet puzzle".split()
+TOPIC_WORDS = [
+    "amber",
+    "basil",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "haven",
+    "ivory",
+    "jade",
+    "koala",
+    "lotus",
+    "maple",
+    "nectar",
+    "opal",
+    "pearl",
+]
+KIND_WORDS = [
+    "lamp",
+    "chair",
+    "kettle",
+    "jacket",
+    "novel",
+    "camera",
+    "guitar",
+    "bottle",
+    "carpet",
+    "puzzle",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
     """The size and the flavour of the built-in log."""
 
-    num_users: int = 4000
+    num_users: int = 6000
     """Users."""
     num_items: int = 1500
     """Items."""
-    num_topics: int = 30
-    """Latent topics; every item is of one."""
+    num_topics: int = 20
+    """Latent topics; every family is of one."""
+    num_families: int = 160
+    """Families of items that are followed by the same families."""
     mean_length: int = 24
     """Mean number of items a user meets; at least 6, at most 60."""
-    num_successors: int = 4
-    """Items that tend to follow an item."""
+    num_successors: int = 3
+    """Families that tend to follow a family."""
     follow_last: float = 0.5
-    """Probability that a step follows the last item."""
-    follow_before: float = 0.25
-    """Probability that a step follows the item before the last."""
+    """Probability that a step follows the last item's family."""
+    follow_before: float = 0.3
+    """Probability that a step follows the family of the item before the last."""
     drift: float = 0.08
     """Probability that a user moves to a neighbouring topic at a step."""
     seed: int = 0
     """Seed of everything."""
 
     def __post_init__(self) -> None:
-        if self.follow_last + self.follow_before > 1:
-            raise ValueError("follow_last and follow_before are probabilities of one choice")
-        if self.num_items < max(10 * self.num_successors, 2 * self.longest):
+        if min(self.follow_last, self.follow_before, 1 - self.drift) < 0:
+            raise ValueError("follow_last, follow_before and drift are probabilities")
+        if self.follow_last + self.follow_before >= 1:
+            raise ValueError("follow_last and follow_before must leave a chance of other items")
+        if self.num_items < max(2 * self.num_families, 4 * self.longest):
             raise ValueError(f"num_items is too small for sequences of up to {self.longest}")
 
     @property
@@ -65,13 +96,13 @@ class SyntheticLog(NamedTuple):
 
 
 class _World(NamedTuple):
-    """The parameters that the generator draws once."""
+    """The parameters that the generator draws once; C counts families, T topics."""
 
     topic_V: np.ndarray
+    family_V: np.ndarray
     popularity_TV: np.ndarray
-    successors_VS: np.ndarray
-    successors_before_VS: np.ndarray
-    weights_S: np.ndarray
+    after_last_CV: np.ndarray
+    after_before_CV: np.ndarray
 
 
 def generate(config: SyntheticConfig) -> SyntheticLog:
@@ -92,27 +123,33 @@ def generate(config: SyntheticConfig) -> SyntheticLog:
 
 
 def _world(config: SyntheticConfig, generator: np.random.Generator) -> _World:
-    topic_V = np.sort(generator.integers(0, config.num_topics, config.num_items))
-    zipf_V = 1 / (1 + generator.permutation(config.num_items)) ** 0.9
-    popularity_TV = (topic_V[None] == np.arange(config.num_topics)[:, None]) * zipf_V
-    popularity_TV += 0.002 * zipf_V
-    popularity_TV /= popularity_TV.sum(axis=1, keepdims=True)
-    tables = [_successors(config, topic_V, generator) for _ in range(2)]
-    weights_S = 0.6 ** np.arange(config.num_successors)
-    return _World(topic_V, popularity_TV.astype(np.float32), *tables, weights_S / weights_S.sum())
+    family_V = generator.integers(0, config.num_families, config.num_items)
+    topic_C = np.arange(config.num_families) % config.num_topics
+    topic_V = topic_C[family_V]
+    weight_V = 1 / (1 + generator.permutation(config.num_items)) ** 0.7
+    popularity_TV = _shares(topic_V, weight_V, config.num_topics)
+    family_CV = _shares(family_V, weight_V, config.num_families)
+    after_last, after_before = (_transitions(config, generator) for _ in range(2))
+    return _World(
+        topic_V, family_V, popularity_TV, after_last @ family_CV, after_before @ family_CV
+    )
 
 
-def _successors(
-    config: SyntheticConfig, topic_V: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
-    """Returns, for every item, items of its own topic or the next one."""
-    members = [np.flatnonzero(topic_V == topic) for topic in range(config.num_topics)]
-    size = (config.num_items, config.num_successors)
-    near = (topic_V[:, None] + (generator.random(size) < 0.2)) % config.num_topics
-    pick = generator.random(size)
-    sizes = np.array([max(len(m), 1) for m in members])
-    starts = np.searchsorted(topic_V, np.arange(config.num_topics))
-    return np.minimum(starts[near] + (pick * sizes[near]).astype(int), config.num_items - 1)
+def _shares(group_V: np.ndarray, weight_V: np.ndarray, num_groups: int) -> np.ndarray:
+    """Returns, for every group, the probabilities of its items."""
+    weights_GV = (group_V[None] == np.arange(num_groups)[:, None]) * weight_V
+    weights_GV += 1e-4 * weight_V  # nothing is impossible
+    return (weights_GV / weights_GV.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _transitions(config: SyntheticConfig, generator: np.random.Generator) -> np.ndarray:
+    """Returns, for every family, the probabilities of the families that follow it."""
+    weight_S = 0.5 ** np.arange(config.num_successors)
+    transitions_CC = np.zeros((config.num_families, config.num_families), np.float32)
+    for row in transitions_CC:
+        followers = generator.choice(config.num_families, config.num_successors, replace=False)
+        row[followers] = weight_S / weight_S.sum()
+    return transitions_CC
 
 
 def _walk(
@@ -148,13 +185,10 @@ def _probabilities(
     last = config.follow_last if step > 0 else 0.0
     before = config.follow_before if step > 1 else 0.0
     scores_UV = (1 - last - before) * world.popularity_TV[topic_U]
-    rows = np.arange(len(topic_U))[:, None]
     if step > 0:
-        successors = world.successors_VS[items_UL[:, -1]]
-        np.add.at(scores_UV, (rows, successors), (last * world.weights_S).astype(np.float32))
+        scores_UV += last * world.after_last_CV[world.family_V[items_UL[:, -1]]]
     if step > 1:
-        successors = world.successors_before_VS[items_UL[:, -2]]
-        np.add.at(scores_UV, (rows, successors), (before * world.weights_S).astype(np.float32))
+        scores_UV += before * world.after_before_CV[world.family_V[items_UL[:, -2]]]
     return scores_UV
 
 

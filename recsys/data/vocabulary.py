@@ -1,16 +1,18 @@
 """The one place where external item ids meet row numbers: `items.parquet`."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from recsys.data.clean import as_text
 from recsys.data.schema import ITEM
+from recsys.data.sequences import POPULARITY
 
-POPULARITY = "popularity"
+pc: Any = pyarrow.compute  # its functions are made when it is imported
 
 
 def read_item_table(table: pa.Table, item_column: str) -> pa.Table:
@@ -29,12 +31,14 @@ def read_item_table(table: pa.Table, item_column: str) -> pa.Table:
     repeated = [entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1]
     if repeated:
         raise ValueError(f"the item table has {len(repeated)} ids twice, such as {repeated[0]!r}")
-    others = table.drop_columns([name for name in (item_column, ITEM) if name in table.column_names])
+    others = table.drop_columns(
+        [name for name in (item_column, ITEM) if name in table.column_names]
+    )
     return others.add_column(0, ITEM, ids)
 
 
 def write_items(
-    path: Path, item_ids: np.ndarray, counts_V: np.ndarray, table: pa.Table | None
+    path: Path, item_ids: pa.Array, counts_V: np.ndarray, table: pa.Table | None
 ) -> None:
     """Writes `items.parquet`: row 0 is padding, row i the item of index i.
 
@@ -43,7 +47,7 @@ def write_items(
         counts_V: how often each item occurs in training, with the padding row.
         table: the item table, whose other columns are taken along.
     """
-    ids = pa.array([None, *item_ids], pa.string())
+    ids = pa.concat_arrays([pa.nulls(1, pa.string()), item_ids])
     columns = {ITEM: ids, POPULARITY: pa.array(counts_V, pa.int64())}
     if table is not None:
         rows = pc.index_in(ids, value_set=table[ITEM].combine_chunks(), skip_nulls=True)

@@ -26,9 +26,11 @@ def last_item_markov(dataset: Dataset) -> Scorer:
     """
     counts_V = dataset.item_counts_V.astype(np.float32)
     tie_breaker_V = counts_V / (counts_V.sum() + 1)
-    trained = [dataset.history(u)[:n] for u, n in enumerate(dataset.train_length_U.tolist())]
-    before = np.concatenate([items[:-1] for items in trained if len(items)])
-    after = np.concatenate([items[1:] for items in trained if len(items)])
+    lengths = enumerate(dataset.train_length_U.tolist())
+    trained = [dataset.history(user)[:length] for user, length in lengths]
+    none = np.empty(0, np.int32)
+    before = np.concatenate([none, *(items[:-1] for items in trained)])
+    after = np.concatenate([none, *(items[1:] for items in trained)])
     size = dataset.num_items_with_padding
     ones = np.ones(len(before), np.float32)
     followers_VV = csr_array((ones, (before, after)), shape=(size, size))

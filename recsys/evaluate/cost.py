@@ -34,7 +34,7 @@ def latency_ms(
     warm_up: int = 10,
 ) -> dict[str, Any]:
     """Returns p50 and p99 of one call, history in and top 10 out, for each batch size."""
-    result: dict[str, Any] = {"engine": "onnxruntime", "threads": 1}
+    result: dict[str, Any] = {"engine": "onnxruntime", "threads": model.threads}
     for size in batch_sizes:
         seconds = [_time_call(model, histories, call, size) for call in range(num_calls + warm_up)]
         p50, p99 = np.quantile(seconds[warm_up:], [0.5, 0.99]) * 1000

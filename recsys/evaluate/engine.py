@@ -26,6 +26,7 @@ class OnnxModel:
         path = path / GRAPH if path.is_dir() else path
         if not path.exists():
             raise ValueError(f"{path} does not exist: the model was not exported")
+        self.threads = threads
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -6,6 +6,9 @@ returns one value a user; a metric is their mean.
 
 import numpy as np
 
+MAX_DRAWS = 2_000_000
+"""Counts that a bootstrap holds in memory at a time."""
+
 
 def ndcg(ranks_U: np.ndarray, k: int) -> np.ndarray:
     """Returns NDCG@k with one relevant item: 1 / log2(rank + 2) within the first k, else 0."""
@@ -30,9 +33,17 @@ def coverage(top_UK: np.ndarray, num_items: int) -> float:
 def bootstrap_interval(
     values_U: np.ndarray, *, seed: int, num_samples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Returns the percentile bootstrap interval of the mean over users (Efron, 1979)."""
+    """Returns the percentile bootstrap interval of the mean over users (Efron, 1979).
+
+    A sample of users is drawn as how often each distinct value occurs in it: the same
+    distribution as drawing users one by one, at a cost that does not grow with their number.
+    """
+    distinct_N, counts_N = np.unique(values_U, return_counts=True)
+    shares_N = counts_N / len(values_U)
     generator = np.random.default_rng(seed)
-    size = len(values_U)
-    means = [values_U[generator.integers(0, size, size)].mean() for _ in range(num_samples)]
+    chunk = max(1, MAX_DRAWS // len(distinct_N))
+    sizes = [min(chunk, num_samples - start) for start in range(0, num_samples, chunk)]
+    draws = (generator.multinomial(len(values_U), shares_N, size=size) for size in sizes)
+    means = np.concatenate([draw_SN @ distinct_N for draw_SN in draws]) / len(values_U)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -47,7 +47,7 @@ def rank_targets(
         keep_seen: rank without removing seen items: a protocol of its own.
 
     Raises:
-        ValueError: a score is not finite.
+        ValueError: a score is not finite, or the scores are not of the dataset's catalogue.
     """
     users_U, targets_U = dataset.targets(split)
     users_U, targets_U = users_U[part[0] :: part[1]], targets_U[part[0] :: part[1]]
@@ -57,23 +57,26 @@ def rank_targets(
     starts = range(0, len(users_U), batch_size)
     pieces = [
         _rank_batch(
-            score, dataset, users_U[at : at + batch_size], targets_U[at : at + batch_size], keep_seen
+            score,
+            dataset,
+            users_U[at : at + batch_size],
+            targets_U[at : at + batch_size],
+            keep_seen,
         )
         for at in tqdm(starts, desc=split, disable=None if progress else True, leave=False)
     ]
-    return _join(pieces, len(users_U))
+    return join(pieces)
 
 
 def _rank_batch(
     score: Scorer, dataset: Dataset, users_B: np.ndarray, targets_B: np.ndarray, keep_seen: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns users, ranks and best items of the users of a batch that can be ranked."""
+) -> Ranking:
+    """Returns the ranking of a batch, whose scores are all in memory."""
     pairs = list(zip(users_B.tolist(), targets_B.tolist(), strict=True))
     histories = [dataset.history(user)[:target] for user, target in pairs]
     item_B = np.array([dataset.history(user)[target] for user, target in pairs])
     scores_BV = np.array(score(histories), dtype=np.float32)
-    if not np.isfinite(scores_BV[:, 1:]).all():
-        raise ValueError("a score is not finite: the model is damaged or its training diverged")
+    _check(scores_BV, dataset.num_items_with_padding)
     scores_BV[:, 0] = -np.inf
     rows = np.arange(len(item_B))
     target_B = scores_BV[rows, item_B]
@@ -82,7 +85,19 @@ def _rank_batch(
             row[history] = -np.inf
     ranks_B = (scores_BV >= target_B[:, None]).sum(axis=1) - 1
     rankable_B = scores_BV[rows, item_B] > -np.inf
-    return users_B[rankable_B], ranks_B[rankable_B], _best(scores_BV)[rankable_B]
+    top_BK = _best(scores_BV)[rankable_B]
+    num_repeats = int((~rankable_B).sum())
+    return Ranking(users_B[rankable_B], ranks_B[rankable_B], top_BK, num_repeats)
+
+
+def _check(scores_BV: np.ndarray, size: int) -> None:
+    if scores_BV.shape[1] != size:
+        raise ValueError(
+            f"the model scores {scores_BV.shape[1] - 1:,} items and the dataset has {size - 1:,}: "
+            "evaluate a model on the dataset that it was trained on"
+        )
+    if not np.isfinite(scores_BV[:, 1:]).all():
+        raise ValueError("a score is not finite: the model is damaged or its training diverged")
 
 
 def _best(scores_BV: np.ndarray) -> np.ndarray:
@@ -96,10 +111,14 @@ def _best(scores_BV: np.ndarray) -> np.ndarray:
     return np.pad(top_BK, ((0, 0), (0, LIST_LENGTH - k)))
 
 
-def _join(pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]], num_users: int) -> Ranking:
+def join(pieces: Sequence[Ranking]) -> Ranking:
+    """Returns the ranking of all users of `pieces`, in the order of users."""
     if not pieces:
         empty = np.empty(0, np.int64)
         return Ranking(empty, empty, np.empty((0, LIST_LENGTH), np.int64), 0)
-    users_U, ranks_U, top_UK = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    users_U, ranks_U, top_UK = (
+        np.concatenate(part) for part in list(zip(*pieces, strict=True))[:3]
+    )
     order = np.argsort(users_U)
-    return Ranking(users_U[order], ranks_U[order], top_UK[order], num_users - len(users_U))
+    num_repeats = sum(piece.num_repeat_targets for piece in pieces)
+    return Ranking(users_U[order], ranks_U[order], top_UK[order], num_repeats)

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
+from recsys.checkpoint import GRAPH, ITEMS
 from recsys.data.sequences import Dataset
 from recsys.evaluate.cost import hardware, latency_ms, size_bytes, versions
 from recsys.evaluate.engine import OnnxModel
@@ -17,17 +19,18 @@ from recsys.evaluate.metrics import (
     reciprocal_rank,
 )
 from recsys.evaluate.ranking import Ranking, Scorer, Split, rank_targets
-from recsys.files import write_json
+from recsys.files import read_json, write_json
 
 REPORT = "report.json"
 CUTOFFS = (1, 5, 10, 20, 50)
 PROTOCOL = "full-ranking, seen items removed"
 PROTOCOL_WITH_SEEN = "full-ranking, seen items kept"
 NUM_LATENCY_HISTORIES = 500
+NUM_COVERAGE_SAMPLES = 100
 
 
 def metrics_of(ranking: Ranking, num_items: int, *, seed: int) -> dict[str, Any]:
-    """Returns the metrics with their intervals; a bootstrap of the lists for coverage.
+    """Returns the metrics with their intervals; resampled lists for coverage.
 
     Raises:
         ValueError: there is no user to evaluate.
@@ -50,18 +53,27 @@ def metrics_of(ranking: Ranking, num_items: int, *, seed: int) -> dict[str, Any]
 
 
 def _coverage_interval(top_UK: np.ndarray, num_items: int, seed: int) -> list[float]:
-    """Returns the interval over resampled users; it lies below the value, being of fewer lists."""
+    """Returns the spread of coverage over resampled users, laid round its value.
+
+    A sample repeats users, so its lists cover less than those of all users: the spread alone says
+    how sure the value is, and the percentiles themselves would lie below it.
+    """
     generator = np.random.default_rng(seed)
     size = len(top_UK)
-    values = [coverage(top_UK[generator.integers(0, size, size)], num_items) for _ in range(100)]
-    return [float(value) for value in np.quantile(values, [0.025, 0.975])]
+    samples = (generator.integers(0, size, size) for _ in range(NUM_COVERAGE_SAMPLES))
+    values = np.array([coverage(top_UK[sample], num_items) for sample in samples])
+    spread = np.quantile(values - values.mean(), [0.025, 0.975])
+    return np.clip(coverage(top_UK, num_items) + spread, 0, 1).tolist()
 
 
-def evaluate_scorer(
-    score: Scorer, dataset: Dataset, split: Split, *, seed: int, keep_seen: bool = False
+def accuracy(
+    ranking: Ranking, dataset: Dataset, split: Split, *, seed: int, keep_seen: bool = False
 ) -> dict[str, Any]:
-    """Returns the accuracy part of a report, for anything that scores histories."""
-    ranking = rank_targets(score, dataset, split, keep_seen=keep_seen, progress=True)
+    """Returns the accuracy part of a report: the metrics and how they were measured.
+
+    Raises:
+        ValueError: there is no user to evaluate.
+    """
     return {
         **metrics_of(ranking, dataset.num_items_with_padding - 1, seed=seed),
         "protocol": PROTOCOL_WITH_SEEN if keep_seen else PROTOCOL,
@@ -70,26 +82,87 @@ def evaluate_scorer(
     }
 
 
+def evaluate_scorer(
+    score: Scorer, dataset: Dataset, split: Split, *, seed: int, keep_seen: bool = False
+) -> dict[str, Any]:
+    """Returns the accuracy part of a report, for anything that scores histories."""
+    ranking = rank_targets(score, dataset, split, keep_seen=keep_seen, progress=True)
+    return accuracy(ranking, dataset, split, seed=seed, keep_seen=keep_seen)
+
+
+def cost(directory: Path, dataset: Dataset, split: Split) -> dict[str, Any]:
+    """Returns the other part: bytes, milliseconds on the histories of `split`, and this machine.
+
+    Without a graph there is nothing to serve, and no latency.
+    """
+    measured: dict[str, Any] = {"size_bytes": size_bytes(directory)}
+    if (directory / GRAPH).exists():
+        measured["latency_ms"] = latency_ms(OnnxModel(directory), sample_histories(dataset, split))
+    return {**measured, "hardware": hardware(), "versions": versions()}
+
+
 def report_model(
     directory: Path, dataset: Dataset, *, split: Split, seed: int, keep_seen: bool = False
 ) -> dict[str, Any]:
     """Returns the report of a model directory's graph, measured on the engine that serves."""
-    model = OnnxModel(directory)
+    score = OnnxModel(directory).scores
+    return {
+        **evaluate_scorer(score, dataset, split, seed=seed, keep_seen=keep_seen),
+        **cost(directory, dataset, split),
+    }
+
+
+def check_catalogue(directory: Path, dataset: Dataset) -> None:
+    """Checks that a model's item indexes mean what the dataset's do.
+
+    Raises:
+        ValueError: the model directory has other items than the dataset.
+    """
+    ids = pq.read_table(directory / ITEMS, columns=["item_id"])["item_id"]
+    if not ids.equals(dataset.item_ids):
+        raise ValueError(
+            f"{directory} and {dataset.path} have different items: "
+            "evaluate a model on the dataset that it was trained on"
+        )
+
+
+def sample_histories(dataset: Dataset, split: Split) -> list[np.ndarray]:
+    """Returns histories before the targets of users spread evenly over the log."""
     users_U, targets_U = dataset.targets(split)
     some = np.linspace(0, len(users_U) - 1, min(NUM_LATENCY_HISTORIES, len(users_U))).astype(int)
-    histories = [dataset.history(users_U[i])[: targets_U[i]] for i in some]
-    return {
-        **evaluate_scorer(model.scores, dataset, split, seed=seed, keep_seen=keep_seen),
-        "size_bytes": size_bytes(directory),
-        "latency_ms": latency_ms(model, histories),
-        "hardware": hardware(),
-        "versions": versions(),
-    }
+    pairs = zip(users_U[some].tolist(), targets_U[some].tolist(), strict=True)
+    return [dataset.history(user)[:target] for user, target in pairs]
 
 
 def write_report(directory: Path, report: dict[str, Any]) -> None:
     """Writes report.json into a model directory."""
     write_json(directory / REPORT, report)
+
+
+def update_report(directory: Path, report: dict[str, Any]) -> None:
+    """Writes a new measurement into a model directory's report, and keeps what else it says.
+
+    The test split by the usual protocol is the report; any other measurement stands in it under
+    its own name: "validation", or "test, seen items kept".
+    """
+    path = directory / REPORT
+    old = read_json(path) if path.exists() else {}
+    name = report["split"]
+    if report["protocol"] != PROTOCOL:
+        name = f"{name}, {report['protocol'].partition(', ')[2]}"
+    measured = report if name == "test" else {name: report}
+    write_report(directory, {**old, **measured})
+
+
+def row(name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """Returns a report as a row of the summary and its table; None for what has no cost."""
+    latency = report.get("latency_ms")
+    return {
+        "name": name,
+        **{key: report[key] for key in ("ndcg@10", "ndcg@10_interval", "hr@10")},
+        "size_bytes": report.get("size_bytes"),
+        "latency_ms_p50": latency["batch_1"]["p50"] if latency else None,
+    }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -45,7 +45,9 @@ def load_model(directory: Path) -> SequenceModel:
     verify_model(directory)
     config = from_json(ModelConfig, read_model_config(directory)["model"])
     weights = {name: torch.from_numpy(w) for name, w in load_weights(directory).items()}
-    tables = [name for name in weights if name.startswith("item_embedding.") and "basis" not in name]
+    tables = [
+        name for name in weights if name.startswith("item_embedding.") and "basis" not in name
+    ]
     model = build(config, len(weights[tables[0]]))
     model.load_state_dict(weights)
     model.eval()

@@ -1,4 +1,4 @@
-"""One training task from end to end: what to fit to what, as a value that can be sent to workers."""
+"""One training task from end to end, as a value that can be sent to workers."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -102,7 +102,7 @@ def train(
     objective: Objective,
     validate: Validate,
     checkpoints: Checkpoints,
-    workers: Workers = Workers(),  # noqa: B008
+    workers: Workers = Workers(),
 ) -> list[dict[str, float]]:
     """Trains `model` in place, ends with its best weights on validation, and returns the history.
 

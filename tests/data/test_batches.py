@@ -25,7 +25,9 @@ def test_packing_keeps_every_window_and_no_row_overflows(sizes):
 
 def test_packing_leaves_little_padding():
     generator = np.random.default_rng(0)
-    windows = [Window(user, 0, int(size)) for user, size in enumerate(generator.integers(1, 30, 2000))]
+    windows = [
+        Window(user, 0, int(size)) for user, size in enumerate(generator.integers(1, 30, 2000))
+    ]
     rows = pack(windows, 50)
     assert sum(w.stop for row in rows for w in row) / (50 * len(rows)) > 0.97
 

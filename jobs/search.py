@@ -1,0 +1,92 @@
+"""Search students and compressions: `python -m jobs.search [preset] [flags]`."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs.command import command
+from jobs.on_ray import start_ray
+from jobs.presets import Preset
+from recsys.data.sequences import Dataset
+from recsys.files import run_stage
+from recsys.models import ModelConfig
+from recsys.search.frontier import picked_model, references, write_frontier
+from recsys.search.space import SearchConfig
+from recsys.search.trial import Material
+from recsys.train.loop import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Trains, compresses and measures students, and writes the frontier."""
+
+    dataset: Path
+    """The dataset, from jobs.prepare."""
+    teacher: Path
+    """The teacher's model directory, to compare with."""
+    targets: Path
+    """The teacher's answers, from jobs.distill."""
+    models: tuple[Path, ...]
+    """Model directories that are points of the frontier already."""
+    output: Path
+    """Where the frontier goes."""
+    student: ModelConfig
+    """What the search does not vary is taken from this shape."""
+    train: TrainConfig
+    """How students are trained."""
+    search: SearchConfig
+    """How long to search, over what, and which point to pick."""
+
+    @classmethod
+    def from_preset(cls, preset: Preset, directory: Path) -> "Search":
+        """Returns the preset's search in a run directory."""
+        return cls(
+            dataset=directory / "dataset",
+            teacher=directory / "teacher",
+            targets=directory / "targets",
+            models=(directory / "student", directory / "compressed"),
+            output=directory / "frontier",
+            student=preset.student,
+            train=preset.train_student,
+            search=preset.search,
+        )
+
+
+def run(job: Search) -> Path:
+    """Searches, unless that is done, and returns the model directory that the rule picks."""
+    seeds = {path.name: path for path in job.models}
+    run_stage(
+        job.output,
+        name="search",
+        config=(job.student, job.train, job.search),
+        inputs={"dataset": job.dataset, "teacher": job.teacher, "targets": job.targets, **seeds},
+        build=lambda directory: _search(job, directory, seeds),
+    )
+    picked = picked_model(job.output)
+    print(f"  {job.output / 'frontier.html'}; chosen: {picked.name}", flush=True)
+    return picked
+
+
+def _search(job: Search, directory: Path, seeds: dict[str, Path]) -> None:
+    material = Material(
+        dataset=job.dataset.resolve(),
+        targets=job.targets.resolve(),
+        train=replace(job.train, epochs=job.search.epochs, num_threads=1),
+    )
+    if job.search.num_trials:
+        start_ray()
+        from recsys.search.on_ray import search
+
+        search(material, job.student, job.search, directory)
+    dataset = Dataset.open(job.dataset)
+    write_frontier(
+        directory,
+        job.search,
+        seeds=seeds,
+        dataset=dataset,
+        references=references(job.teacher, dataset),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(command(Search.from_preset, run))

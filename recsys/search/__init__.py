@@ -1,0 +1,1 @@
+"""Search: students and compressions on the frontier of accuracy, bytes and milliseconds."""

@@ -1,0 +1,141 @@
+"""`frontier/`: every measured point in a table, the models on the front, and a page to read."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.data.sequences import Dataset
+from recsys.evaluate.baselines import last_item_markov, popularity
+from recsys.evaluate.cost import latency_ms
+from recsys.evaluate.engine import OnnxModel
+from recsys.evaluate.report import evaluate_scorer, sample_histories, write_report
+from recsys.files import read_json
+from recsys.search.pareto import ACCURACY, LATENCY, choose, front
+from recsys.search.report import write_page, write_plot
+from recsys.search.space import SearchConfig
+from recsys.search.trial import ROW, row_of
+
+POINTS, MODELS = "points.parquet", "models"
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """Where the line is that points are compared with."""
+
+    teacher: dict[str, Any]
+    """The teacher's row."""
+    baselines: dict[str, float]
+    """NDCG@10 on validation by the baseline's name."""
+
+
+def references(teacher: Path, dataset: Dataset) -> References:
+    """Returns the rows that stand on the same axes as the points."""
+    scorers = {"popularity": popularity(dataset), "last item Markov": last_item_markov(dataset)}
+    baselines = {
+        name: evaluate_scorer(score, dataset, "validation", seed=0)["ndcg@10"]
+        for name, score in scorers.items()
+    }
+    report = read_json(teacher / "report.json")
+    return References(teacher=row_of("teacher", report, config=None), baselines=baselines)
+
+
+def write_frontier(
+    directory: Path,
+    config: SearchConfig,
+    *,
+    seeds: Mapping[str, Path],
+    dataset: Dataset,
+    references: References,
+) -> None:
+    """Writes the frontier of all points below `directory`/points and of `seeds`.
+
+    Latencies are measured again, one model after the other: trials share the machine.
+
+    Args:
+        seeds: model directories that were measured outside of the search, by name.
+    """
+    models = {path.parent.name: path.parent for path in sorted(directory.glob(f"points/*/{ROW}"))}
+    rows = [read_json(path / ROW) for path in models.values()]
+    for name, path in seeds.items():
+        model = read_json(path / "config.json")["model"]
+        rows.append(row_of(name, read_json(path / "report.json"), config={"model": model}))
+    models |= seeds
+    for row in rows:
+        _measure_latency(row, models[row["name"]], dataset)
+    for row, on_front in zip(rows, front(rows), strict=True):
+        row["on_front"] = on_front
+    chosen = pick(rows, references.teacher[ACCURACY], config)["name"]
+    _copy_models(directory / MODELS, {r["name"]: r for r in rows if r["on_front"]}, models)
+    _write_points(directory / POINTS, rows, chosen)
+    write_plot(directory / "frontier.png", rows, references.teacher, references.baselines, chosen)
+    write_page(
+        directory,
+        rows,
+        references.teacher,
+        references.baselines,
+        chosen=chosen,
+        rule=f"{config.pick}, within {config.tolerance:.1%} of the teacher",
+    )
+    shutil.rmtree(directory / "points", ignore_errors=True)
+    shutil.rmtree(directory / "study", ignore_errors=True)
+
+
+def pick(
+    rows: Sequence[Mapping[str, Any]], teacher_accuracy: float, config: SearchConfig
+) -> Mapping[str, Any]:
+    """Returns the row on the front that `config` asks for."""
+    return choose(
+        [row for row in rows if row["on_front"]],
+        teacher_accuracy=teacher_accuracy,
+        tolerance=config.tolerance,
+        pick=config.pick,
+    )
+
+
+def picked_model(directory: Path) -> Path:
+    """Returns the model directory that the rule picked.
+
+    Raises:
+        ValueError: `directory` is not a frontier.
+    """
+    if not (directory / POINTS).exists():
+        raise ValueError(f"{directory} holds no {POINTS}; run jobs.search")
+    table = pq.read_table(directory / POINTS, columns=["name", "chosen"]).to_pylist()
+    return directory / MODELS / next(row["name"] for row in table if row["chosen"])
+
+
+def _measure_latency(row: dict[str, Any], model: Path, dataset: Dataset) -> None:
+    latency = latency_ms(OnnxModel(model), sample_histories(dataset, "validation"))
+    row["report"]["latency_ms"] = latency
+    row[LATENCY] = latency["batch_1"]["p50"]
+
+
+def _copy_models(
+    target: Path, rows: Mapping[str, Mapping[str, Any]], models: Mapping[str, Path]
+) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    for name, row in rows.items():
+        ignore = shutil.ignore_patterns(ROW, "stage.json")
+        shutil.copytree(models[name], target / name, ignore=ignore)
+        write_report(target / name, row["report"])
+
+
+def _write_points(path: Path, rows: Sequence[Mapping[str, Any]], chosen: str) -> None:
+    flat = [
+        {
+            **{key: value for key, value in row.items() if key not in ("config", "report")},
+            "test_ndcg@10": row["report"]["ndcg@10"],
+            "test_hr@10": row["report"]["hr@10"],
+            "config": json.dumps(row["config"]),
+            "report": json.dumps(row["report"]),
+            "chosen": row["name"] == chosen,
+        }
+        for row in rows
+    ]
+    pq.write_table(pa.Table.from_pylist(flat), path)

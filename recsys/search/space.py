@@ -1,0 +1,97 @@
+"""What is searched over: the student's shape, how it listens to the teacher, its compression."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from recsys.compress import FactorizeItems, Quantize, Recipe, Step
+from recsys.config import to_json
+from recsys.distill.objective import DistillConfig
+from recsys.files import hash_of
+from recsys.models import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How long to search, over what, and which point to pick."""
+
+    num_trials: int = 6
+    """Students to train, besides the one that the pipeline has made."""
+    max_concurrent: int = 2
+    """Trials at the same time, one logical CPU each."""
+    epochs: int = 10
+    """Epochs that a trial's student trains."""
+    widths: tuple[int, ...] = (8, 12, 16, 24, 32)
+    """Widths of a student."""
+    num_layers: tuple[int, ...] = (1, 2)
+    """Blocks of a student."""
+    expansions: tuple[int, ...] = (1, 2, 4)
+    """Feed-forward widths, as multiples of the width."""
+    soft_weights: tuple[float, ...] = (0.5, 0.7, 0.9)
+    """Shares of the teacher in the loss."""
+    temperatures: tuple[float, ...] = (1.0, 1.5, 2.0)
+    """Temperatures of the distillation."""
+    item_rank_shares: tuple[float, ...] = (0.0, 0.5)
+    """Ranks of the item table as shares of the width; 0 keeps it dense."""
+    quantize: tuple[bool, ...] = (True, False)
+    """Whether weights are stored in eight bits."""
+    recover_epochs: int = 3
+    """Epochs of recovery after the item table is factored."""
+    tolerance: float = 0.01
+    """Share of the teacher's NDCG@10 on validation that the picked point may lose."""
+    pick: str = "smallest"
+    """"smallest" or "fastest" within the tolerance, or the name of a point."""
+    seed: int = 0
+    """Seed of the sampler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A candidate."""
+
+    model: ModelConfig
+    """The student's shape."""
+    distill: DistillConfig
+    """How it listens to the teacher."""
+    recipe: Recipe
+    """How it is compressed."""
+
+    @property
+    def name(self) -> str:
+        """Returns a short name that tells points apart."""
+        config = self.model
+        return f"w{config.width}-l{config.num_layers}-{hash_of(to_json(self))[:6]}"
+
+
+def choices(config: SearchConfig) -> dict[str, tuple]:
+    """Returns the values that each coordinate of a sample may have."""
+    return {
+        "width": config.widths,
+        "num_layers": config.num_layers,
+        "expansion": config.expansions,
+        "soft_weight": config.soft_weights,
+        "temperature": config.temperatures,
+        "item_rank_share": config.item_rank_shares,
+        "quantize": config.quantize,
+    }
+
+
+def point_from(sample: Mapping[str, Any], student: ModelConfig, config: SearchConfig) -> Point:
+    """Returns the point that a sample describes; what is not searched is taken from `student`."""
+    width = sample["width"]
+    model = replace(
+        student,
+        width=width,
+        num_layers=sample["num_layers"],
+        num_heads=max(1, width // 16),
+        head_width=min(16, width + width % 2),
+        feed_forward_width=width * sample["expansion"],
+    )
+    steps: list[Step] = []
+    if sample["item_rank_share"]:
+        rank = max(1, round(width * sample["item_rank_share"]))
+        steps.append(FactorizeItems(rank=rank, recover_epochs=config.recover_epochs))
+    if sample["quantize"]:
+        steps.append(Quantize())
+    distill = DistillConfig(soft_weight=sample["soft_weight"], temperature=sample["temperature"])
+    return Point(model=model, distill=distill, recipe=tuple(steps))

@@ -1,0 +1,97 @@
+"""One trial: train a student on the teacher's answers, compress it, measure it."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from recsys.compress import compress
+from recsys.compress.package import calibration_histories, package
+from recsys.compress.recover import recovery
+from recsys.config import to_json
+from recsys.data.sequences import Dataset
+from recsys.distill.objective import Distillation
+from recsys.files import fingerprint, read_json, write_json
+from recsys.search.pareto import ACCURACY, LATENCY, SIZE
+from recsys.search.space import Point
+from recsys.train.fit import Task, fit
+from recsys.train.loop import TrainConfig
+
+ROW = "row.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What every trial works with."""
+
+    dataset: Path
+    """The prepared dataset."""
+    targets: Path
+    """The teacher's answers."""
+    train: TrainConfig
+    """How students are trained."""
+
+
+def measure(point: Point, material: Material, directory: Path) -> dict[str, Any]:
+    """Returns the row of a point; one that was measured before is not measured again.
+
+    Args:
+        directory: where the point's model directory goes, under its name.
+    """
+    output = directory / point.name
+    if (output / ROW).exists():
+        return read_json(output / ROW)
+    partial = directory / f"{point.name}.partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    report = _build(point, material, partial)
+    row = row_of(point.name, report, config=to_json(point))
+    write_json(partial / ROW, row)
+    partial.rename(output)
+    return row
+
+
+def row_of(name: str, report: Mapping[str, Any], *, config: Any) -> dict[str, Any]:
+    """Returns the row of a measured model."""
+    return {
+        "name": name,
+        ACCURACY: report["validation"]["ndcg@10"],
+        SIZE: report["size_bytes"],
+        LATENCY: report["latency_ms"]["batch_1"]["p50"],
+        "config": config,
+        "report": dict(report),
+    }
+
+
+def _build(point: Point, material: Material, directory: Path) -> dict[str, Any]:
+    dataset = Dataset.open(material.dataset)
+    task = Task(
+        dataset=material.dataset,
+        model=point.model,
+        train=replace(material.train, num_threads=1),
+        objective=Distillation(material.targets, point.distill),
+    )
+    checkpoints = directory / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    fitted = fit(task, checkpoints)
+    recover = recovery(
+        material.dataset, material.targets, point.distill, material.train, checkpoints
+    )
+    model, precision = compress(
+        fitted.model, point.recipe, histories=calibration_histories(dataset), recover=recover
+    )
+    parents = {
+        "dataset": fingerprint(material.dataset),
+        "targets": fingerprint(material.targets),
+    }
+    report = package(
+        model,
+        directory,
+        dataset,
+        role="compressed",
+        seed=material.train.seed,
+        precision=precision,
+        parents=parents,
+    )
+    shutil.rmtree(checkpoints)
+    return report
