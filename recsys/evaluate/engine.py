@@ -5,10 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+)
 
 from recsys.checkpoint import GRAPH
 
 MAX_LENGTH, NUM_ITEMS = "max_length", "num_items"
+UNREADABLE = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf)
 
 
 class OnnxModel:
@@ -38,7 +45,7 @@ class OnnxModel:
             metadata = self.session.get_modelmeta().custom_metadata_map
             self.max_length = int(metadata[MAX_LENGTH])
             self.num_items = int(metadata[NUM_ITEMS])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, ValueError, *UNREADABLE) as error:
             line = str(error).splitlines()[0]
             raise ValueError(f"{path} is not a graph of a recommender: {line}") from None
 

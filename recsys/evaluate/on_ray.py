@@ -1,8 +1,7 @@
 """Full ranking on Ray: a pool of workers, each holding the model and ranking parts of the users."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
@@ -47,10 +46,11 @@ def rank_on_ray(
     workers = [start(make_scorer, dataset.resolve()) for _ in range(num_workers)]
     num_parts = num_workers * PARTS_PER_WORKER
     parts = [(part, num_parts) for part in range(num_parts)]
-    done: Iterator[Any] = ActorPool(workers).map_unordered(
+    done = ActorPool(workers).map_unordered(
         lambda worker, part: worker.rank.remote(part, split, keep_seen), parts
     )
+    bar = tqdm(done, desc=split, total=num_parts, disable=None, leave=False)
     try:
-        return join(list(tqdm(done, desc=split, total=num_parts, disable=None, leave=False)))
+        return join([Ranking(*piece) for piece in bar])
     except RayTaskError as error:
         raise error.cause from None
