@@ -1,9 +1,9 @@
 """Turn a log into a dataset: `python -m jobs.prepare [preset] [flags]`."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -12,6 +12,7 @@ from jobs.on_ray import start_ray
 from jobs.presets import Preset
 from recsys.data.read import list_files
 from recsys.data.schema import PrepareConfig
+from recsys.data.split import GlobalTimeCut, LeaveOneOut
 from recsys.files import read_json, run_stage, sha256
 
 
@@ -21,23 +22,31 @@ class Prepare:
 
     config: Annotated[PrepareConfig, tyro.conf.arg(name="")]
     """The log and how it is cleaned and split."""
+    split: Literal["leave-one-out", "global-time-cut"]
+    """Whether each user's last two items are held out, or what comes after two moments."""
     output: Path
     """Where the dataset goes."""
 
     @classmethod
     def from_preset(cls, preset: Preset, directory: Path) -> "Prepare":
         """Returns the preset's preparation in a run directory."""
-        return cls(config=preset.prepare, output=directory / "dataset")
+        by_time = isinstance(preset.prepare.split, GlobalTimeCut)
+        return cls(
+            config=preset.prepare,
+            split="global-time-cut" if by_time else "leave-one-out",
+            output=directory / "dataset",
+        )
 
 
 def run(job: Prepare) -> Path:
     """Prepares the dataset, unless it is there, shows its counts, and returns where it is."""
+    config = _with_split(job).resolved()
     run_stage(
         job.output,
         name="prepare",
-        config=job.config,
-        inputs=_contents(job.config),
-        build=lambda directory: _prepare(job.config, directory),
+        config=config,
+        inputs=_contents(config),
+        build=lambda directory: _prepare(config, directory),
     )
     manifest = read_json(job.output / "manifest.json")
     print(
@@ -48,6 +57,14 @@ def run(job: Prepare) -> Path:
         flush=True,
     )
     return job.output
+
+
+def _with_split(job: Prepare) -> PrepareConfig:
+    split = job.config.split
+    if job.split == "leave-one-out":
+        return replace(job.config, split=LeaveOneOut())
+    by_time = split if isinstance(split, GlobalTimeCut) else GlobalTimeCut()
+    return replace(job.config, split=by_time)
 
 
 def _prepare(config: PrepareConfig, directory: Path) -> None:

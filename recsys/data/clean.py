@@ -116,7 +116,7 @@ def _parse_text(array: pa.Array) -> tuple[pa.Array, pa.Array]:
     rest = np.flatnonzero(~is_exact)
     if len(rest):
         words = pd.Series(text.take(pa.array(rest)).to_pylist(), dtype=object)
-        numbers = pd.to_numeric(words, errors="coerce").to_numpy(np.float64)
+        numbers = np.asarray(pd.to_numeric(words, errors="coerce"), np.float64)
         dates = pd.to_datetime(words, errors="coerce", utc=True, format="ISO8601")
         micros = dates.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
         is_number = np.isfinite(numbers) & (np.abs(numbers) < LARGEST)
@@ -140,7 +140,7 @@ def _whole(
 
 
 def _as_numbers(column: pa.ChunkedArray) -> pa.Array:
-    values = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(np.float64)
+    values = np.asarray(pd.to_numeric(column.to_pandas(), errors="coerce"), np.float64)
     return pa.array(values, mask=~np.isfinite(values))
 
 

@@ -54,7 +54,9 @@ def check_file(location: str, columns: Sequence[str]) -> None:
         names = _column_names(location)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{location} cannot be read ({_first_line(error)})") from None
-    missing = [column for column in columns if names is not None and column not in names]
+    if names is None:
+        return
+    missing = [column for column in columns if column not in names]
     if missing:
         raise ValueError(
             f"{location} has no column {', '.join(map(repr, missing))}; it has {', '.join(names)}"

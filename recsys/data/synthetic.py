@@ -13,36 +13,8 @@ import pyarrow as pa
 
 SHORTEST = 6
 FIRST_DAY = 1_700_000_000  # Unix seconds
-TOPIC_WORDS = [
-    "amber",
-    "basil",
-    "cedar",
-    "delta",
-    "ember",
-    "fjord",
-    "grove",
-    "haven",
-    "ivory",
-    "jade",
-    "koala",
-    "lotus",
-    "maple",
-    "nectar",
-    "opal",
-    "pearl",
-]
-KIND_WORDS = [
-    "lamp",
-    "chair",
-    "kettle",
-    "jacket",
-    "novel",
-    "camera",
-    "guitar",
-    "bottle",
-    "carpet",
-    "puzzle",
-]
+TOPICS = "amber basil cedar delta ember fjord grove haven ivory jade koala lotus maple nectar opal"
+KINDS = "lamp chair kettle jacket novel camera guitar bottle carpet puzzle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,11 +185,13 @@ def _interactions(
 
 
 def _items(config: SyntheticConfig, world: _World, generator: np.random.Generator) -> pa.Table:
-    def name(topic: int) -> str:
-        word = TOPIC_WORDS[topic % len(TOPIC_WORDS)]
-        return word if topic < len(TOPIC_WORDS) else f"{word} {topic // len(TOPIC_WORDS) + 1}"
+    words = TOPICS.split()
 
-    kinds = generator.choice(KIND_WORDS, config.num_items)
+    def name(topic: int) -> str:
+        word = words[topic % len(words)]
+        return word if topic < len(words) else f"{word} {topic // len(words) + 1}"
+
+    kinds = generator.choice(KINDS.split(), config.num_items)
     topics = [name(topic) for topic in world.topic_V.tolist()]
     titles = [
         f"{topic} {kind} no. {number}"

@@ -1,0 +1,129 @@
+"""Reading files of every format, and files that are none."""
+
+import gzip
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.data.read import MALFORMED, check_file, list_files, read_batches, read_table
+
+COLUMNS = ["user_id", "item_id"]
+CSV = "user_id,extra,item_id\nu1,7,i1\nu2,8,\n"
+JSON = '{"user_id": "u1", "item_id": "i1"}\n\n{"user_id": "u2", "extra": [1]}\n'
+ROWS = [{"user_id": "u1", "item_id": "i1"}, {"user_id": "u2", "item_id": None}]
+
+
+def _rows(path, columns=COLUMNS):
+    check_file(str(path), columns)
+    return [row for table in read_batches(str(path), columns) for row in table.to_pylist()]
+
+
+@pytest.mark.parametrize(("name", "text"), [("log.csv", CSV), ("log.jsonl", JSON)])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_text_formats(tmp_path, name, text, compressed):
+    path = tmp_path / (name + ".gz" if compressed else name)
+    path.write_bytes(gzip.compress(text.encode()) if compressed else text.encode())
+    assert _rows(path) == ROWS
+
+
+def test_parquet(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "log.parquet")
+    assert _rows(tmp_path / "log.parquet") == ROWS
+    assert _rows(f"file://{tmp_path}/log.parquet") == ROWS
+
+
+def test_files_of_a_folder_come_by_name_without_hidden_ones(tmp_path):
+    for name in ("b.csv", "a.jsonl", "c/d.parquet", "notes.txt", ".a.csv", "_SUCCESS.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    names = [file.removeprefix(f"{tmp_path}/") for file in list_files(str(tmp_path))]
+    assert names == ["a.jsonl", "b.csv", "c/d.parquet"]
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(ValueError, match="holds no"):
+        list_files(str(tmp_path))
+    with pytest.raises(ValueError, match="does not exist"):
+        list_files(str(tmp_path / "gone.csv"))
+    with pytest.raises(ValueError, match="cannot be opened"):
+        list_files("nowhere://bucket/log.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("log.csv", b"", "is empty"),
+        ("log.xls", b"x", "no known format"),
+        ("log.csv", b"user,item_id\nu,i\n", "no column 'user_id'; it has user, item_id"),
+        ("log.parquet", b"PAR1 and no more", "cannot be read"),
+        ("log.csv.gz", b"not gzip", "cannot be read"),
+    ],
+)
+def test_unusable_files_are_refused_in_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        check_file(str(tmp_path / name), COLUMNS)
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_truncated_files_are_refused(tmp_path):
+    whole = tmp_path / "whole.parquet"
+    pq.write_table(pa.table({"user_id": [str(n) for n in range(9999)]}), whole)
+    (tmp_path / "half.parquet").write_bytes(whole.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"half.parquet cannot be read"):
+        check_file(str(tmp_path / "half.parquet"), ["user_id"])
+    (tmp_path / "half.csv.gz").write_bytes(gzip.compress(CSV.encode() * 999)[:-20])
+    with pytest.raises(ValueError, match=r"half.csv.gz cannot be read"):
+        _rows(tmp_path / "half.csv.gz")
+
+
+def test_malformed_csv_rows_come_as_text(tmp_path):
+    (tmp_path / "log.csv").write_text(CSV + "u3,i3\n")
+    assert _rows(tmp_path / "log.csv") == [*ROWS, {MALFORMED: "u3,i3"}]
+
+
+def test_malformed_json_lines_come_as_text(tmp_path):
+    (tmp_path / "log.jsonl").write_text(JSON + '{"user_id": \n[1]\n')
+    rows = _rows(tmp_path / "log.jsonl")
+    assert [row[MALFORMED] for row in rows] == [None, None, '{"user_id":', "[1]"]
+
+
+def test_a_line_break_inside_quotes_is_no_new_row(tmp_path):
+    (tmp_path / "log.csv").write_text('user_id,item_id,note\nu1,i1,"two\nlines"\n')
+    assert _rows(tmp_path / "log.csv") == ROWS[:1]
+
+
+def test_numbers_of_json_become_text(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"user_id": 1, "item_id": 2.0}\n')
+    assert _rows(tmp_path / "log.jsonl") == [{"user_id": "1", "item_id": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("items.csv", "item_id,year\n007,1999\n"),
+        ("items.jsonl", '{"item_id": "007"}\n{"item_id": "8", "year": 1999}\n'),
+    ],
+)
+def test_tables_keep_ids_as_text_and_all_columns(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    table = read_table(str(tmp_path / name), ["item_id"])
+    assert table["item_id"].to_pylist()[0] == "007"
+    assert table["year"].to_pylist()[-1] == 1999
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("items.csv", "item_id,year\na\n"),
+        ("items.jsonl", '{"item_id": "a"}\nrubbish\n'),
+        ("items.jsonl", '{"item_id": "a", "x": 1}\n{"item_id": "b", "x": "one"}\n'),
+        ("items.jsonl", "\n"),
+    ],
+)
+def test_unusable_tables_are_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=name):
+        read_table(str(tmp_path / name), ["item_id"])
