@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.data.schema import SCHEMA_VERSION
-from recsys.data.sequences import Dataset, write_sequences
+from recsys.data.sequences import POPULARITY, Dataset, write_sequences
 from recsys.data.sequences import Sequence as Row
 from recsys.files import write_json
 
@@ -34,7 +34,10 @@ def write_dataset(
     ]
     write_sequences(path / "sequences-00000.arrow", rows)
     item_ids = pa.array([None, *(f"i{item}" for item in range(1, num_items + 1))], pa.string())
-    pq.write_table(pa.table({"item_id": item_ids}), path / "items.parquet")
+    trained = [item for row in rows for item in row.items[: row.train_length].tolist()]
+    counts_V = np.bincount(trained, minlength=num_items + 1).astype(np.int64)
+    table = pa.table({"item_id": item_ids, POPULARITY: counts_V})
+    pq.write_table(table, path / "items.parquet")
     manifest = {"schema_version": SCHEMA_VERSION, "num_items": num_items, "num_users": len(rows)}
     write_json(path / "manifest.json", manifest)
     return path
