@@ -66,10 +66,9 @@ def run(job: Evaluate) -> dict[str, Any]:
     update_report(job.model, report)
     rows = [*(_baselines(job, dataset) if job.baselines else []), row(role, report)]
     print(table(rows))
-    print(
-        f"{job.split}, {report['protocol']}: {report['num_users']:,} users ranked, "
-        f"{report['num_repeat_targets']:,} left out, who had met their target before"
-    )
+    repeats = report["num_repeat_targets"]
+    left_out = f"; {repeats:,} left out, who had met their target before" if repeats else ""
+    print(f"{job.split}, {report['protocol']}: {report['num_users']:,} users ranked{left_out}")
     print(f"evaluate: {job.model / REPORT}")
     return report
 
