@@ -11,7 +11,7 @@ from recsys.compress import Recipe, compress
 from recsys.compress.package import calibration_histories, package
 from recsys.compress.recover import recovery
 from recsys.data.sequences import Dataset
-from recsys.distill.objective import DistillConfig
+from recsys.distill.objective import Distillation, DistillConfig
 from recsys.files import fingerprint, run_stage
 from recsys.models import load_model
 from recsys.train.loop import TrainConfig
@@ -69,7 +69,7 @@ def _compress(job: Compress, directory: Path) -> None:
         load_model(job.model),
         job.recipe,
         histories=calibration_histories(dataset),
-        recover=recovery(job.dataset, job.targets, job.distill, job.train, directory),
+        recover=recovery(job.dataset, Distillation(job.targets, job.distill), job.train, directory),
     )
     parents = {"model": fingerprint(job.model), "dataset": fingerprint(job.dataset)}
     seed = job.train.seed

@@ -1,6 +1,7 @@
 """Starting Ray on this machine, joining the cluster that runs this job, or sending a job to one."""
 
 import asyncio
+import logging
 import os
 import sys
 import time
@@ -16,6 +17,8 @@ SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps every listener on 127.0.0.1
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the older output of Ray Tune knows silence
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report waits for the next poll
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "OMP_NUM_THREADS": "1",  # workers share the cores; one thread each
@@ -34,14 +37,14 @@ def start_ray() -> None:
     if ray.is_initialized():
         return
     if in_cluster:
-        ray.init(logging_level="error")
+        ray.init(logging_level=logging.ERROR)
         return
     ray.init(
         address="local",  # not some cluster that happens to run here
         num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
     )
 

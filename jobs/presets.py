@@ -61,7 +61,7 @@ QUICKSTART = Preset(
         epochs=10, batch_rows=32, learning_rate=6e-3, evaluate_every=2, num_threads=1
     ),
     search=SearchConfig(
-        num_trials=4, epochs=6, widths=(8, 12, 16, 24), num_layers=(1,), recover_epochs=2
+        num_trials=4, epochs=8, widths=(16, 24, 32), num_layers=(1,), recover_epochs=2
     ),
 )
 

@@ -32,7 +32,7 @@ def from_json(annotation: Any, data: Any) -> Any:
         return _build(cls, {key: value for key, value in data.items() if key != "kind"})
     if isinstance(data, list):
         return tuple(from_json(_element(annotation), value) for value in data)
-    return Path(data) if annotation is Path else data
+    return Path(str(data)) if annotation is Path else data
 
 
 def _build(cls: type, values: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from recsys.checkpoint import ITEMS, seal_model
 from recsys.compress.export import export_onnx
 from recsys.compress.graph import Precision
 from recsys.data.sequences import Dataset
+from recsys.evaluate.ranking import Split
 from recsys.evaluate.report import report_model, write_report
 from recsys.models import save
 from recsys.models.interface import SequenceModel
@@ -32,7 +33,7 @@ def package(
     role: str,
     seed: int,
     precision: Precision = "float32",
-    splits: Sequence[str] = ("validation", "test"),
+    splits: Sequence[Split] = ("validation", "test"),
     parents: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:

@@ -1,21 +1,19 @@
-"""Recovery training after a compression step, on the teacher's answers."""
+"""Recovery training after a compression step."""
 
 import itertools
 from dataclasses import replace
 from pathlib import Path
 
 from recsys.compress import Recover
-from recsys.distill.objective import Distillation, DistillConfig
 from recsys.models.interface import SequenceModel
 from recsys.train.fit import Task, fit
 from recsys.train.loop import TrainConfig
+from recsys.train.objective import Objective
 
 LEARNING_RATE_SHARE = 0.25  # of the training before: the model starts near where it should end
 
 
-def recovery(
-    dataset: Path, targets: Path, distill: DistillConfig, train: TrainConfig, directory: Path
-) -> Recover:
+def recovery(dataset: Path, objective: Objective, train: TrainConfig, directory: Path) -> Recover:
     """Returns a function that trains a model on for some epochs.
 
     Args:
@@ -31,7 +29,7 @@ def recovery(
             dataset=dataset,
             model=model.config,
             train=replace(train, epochs=epochs, learning_rate=rate),
-            objective=Distillation(targets, distill),
+            objective=objective,
         )
         return fit(task, checkpoints, model=model).model
 

@@ -117,7 +117,9 @@ def _parse_text(array: pa.Array) -> tuple[pa.Array, pa.Array]:
     if len(rest):
         words = pd.Series(text.take(pa.array(rest)).to_pylist(), dtype=object)
         numbers = np.asarray(pd.to_numeric(words, errors="coerce"), np.float64)
-        dates = pd.to_datetime(words, errors="coerce", utc=True, format="ISO8601")
+        # Else pandas takes "now" for a date.
+        dated = words.where(words.str.match(r"\d{4}-").fillna(False).astype(bool))
+        dates = pd.to_datetime(dated, errors="coerce", utc=True, format="ISO8601")
         micros = dates.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
         is_number = np.isfinite(numbers) & (np.abs(numbers) < LARGEST)
         floor = np.floor(np.where(is_number, numbers, 0))

@@ -93,6 +93,8 @@ def _group(
 
     def read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         place = row["number"] * PLACES_PER_FILE
+        # A log without rows has a partition too.
+        yield {"partition": 0, "rows": _serialize(CLEAN.empty_table())}
         for raw in read_batches(row["path"], wanted_columns(config)):
             rows = clean(raw, config, first_place=place, known_items=known)
             place += len(raw)

@@ -130,7 +130,7 @@ def _column_names(location: str) -> list[str] | None:
     system, path = _open(location)
     if kind is PARQUET:
         with system.open_input_file(path) as file:
-            return pq.ParquetFile(file).schema_arrow.names
+            return _parquet(file).schema_arrow.names
     if kind is CSV:
         with system.open_input_stream(path) as stream:
             # The reader is already at the rows of the first block.
@@ -142,8 +142,12 @@ def _column_names(location: str) -> list[str] | None:
 def _read_parquet(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     system, path = _open(location)
     with system.open_input_file(path) as file:
-        for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=list(columns)):
+        for batch in _parquet(file).iter_batches(BATCH_ROWS, columns=list(columns)):
             yield pa.Table.from_batches([batch])
+
+
+def _parquet(file: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(file, page_checksum_verification=True)
 
 
 def _read_csv(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -185,7 +189,7 @@ def _read_whole(location: str, text_columns: Sequence[str]) -> list[pa.Table]:
     system, path = _open(location)
     if kind is PARQUET:
         with system.open_input_file(path) as file:
-            return [pq.ParquetFile(file).read()]
+            return [_parquet(file).read()]
     with system.open_input_stream(path) as stream:
         if kind is JSON_LINES:
             rows = [_parse_line(line) for line in _lines(stream)]

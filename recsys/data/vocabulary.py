@@ -31,10 +31,8 @@ def read_item_table(table: pa.Table, item_column: str) -> pa.Table:
     repeated = [entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1]
     if repeated:
         raise ValueError(f"the item table has {len(repeated)} ids twice, such as {repeated[0]!r}")
-    others = table.drop_columns(
-        [name for name in (item_column, ITEM) if name in table.column_names]
-    )
-    return others.add_column(0, ITEM, ids)
+    others = {n: table[n] for n in table.column_names if n not in (item_column, ITEM)}
+    return pa.table({ITEM: ids, **others})
 
 
 def write_items(

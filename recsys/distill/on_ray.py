@@ -12,17 +12,20 @@ from recsys.models import load_model
 
 
 class _Writer:
-    """Holds the teacher; turns a range of users into a file."""
+    """Holds the teacher; turns ranges of users into files."""
 
     def __init__(self, teacher: Path, dataset: Path, directory: Path, config: TargetsConfig):
         torch.set_num_threads(1)
         self.teacher, self.dataset = load_model(teacher), Dataset.open(dataset)
         self.directory, self.config = directory, config
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        users = (int(row["start"]), int(row["stop"]))
-        path = write_shard(self.teacher, self.dataset, self.directory, users, self.config)
-        return {"path": path.name}
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        ranges = zip(batch["start"].tolist(), batch["stop"].tolist(), strict=True)
+        paths = [
+            write_shard(self.teacher, self.dataset, self.directory, users, self.config)
+            for users in ranges
+        ]
+        return {"path": [path.name for path in paths]}
 
 
 def write_targets_on_ray(
@@ -32,8 +35,9 @@ def write_targets_on_ray(
     ray.data.DataContext.get_current().enable_progress_bars = False
     ranges = [{"start": start, "stop": stop} for start, stop in shard_ranges(Dataset.open(dataset))]
     paths = [path.resolve() for path in (teacher, dataset, directory)]
-    done = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map(
+    done = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
         _Writer,
+        batch_size=1,
         fn_constructor_args=(*paths, config),
         compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(ranges))),
         num_cpus=1,

@@ -41,7 +41,9 @@ class LowRankItemTable(nn.Module):
         return self.codes_VR @ self.basis_RD
 
 
-def item_table(num_items_with_padding: int, width: int, rank: int | None) -> nn.Module:
+def item_table(
+    num_items_with_padding: int, width: int, rank: int | None
+) -> DenseItemTable | LowRankItemTable:
     """Returns a dense table, or one of rank `rank` where that is given."""
     if rank is None:
         return DenseItemTable(num_items_with_padding, width)

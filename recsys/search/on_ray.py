@@ -59,6 +59,7 @@ def _tuner(trainable: Any, config: SearchConfig, directory: Path) -> Tuner:
             search_alg=sampler,
             num_samples=config.num_trials,
             max_concurrent_trials=config.max_concurrent,
+            reuse_actors=True,
         ),
         run_config=RunConfig(
             name=STUDY,

@@ -20,7 +20,7 @@ def non_dominated(values_PM: np.ndarray, maximise_M: Sequence[bool]) -> np.ndarr
     signed_PM = np.where(maximise_M, -np.asarray(values_PM, float), values_PM)
     no_worse_PP = (signed_PM[:, None] <= signed_PM[None]).all(axis=2)
     better_PP = (signed_PM[:, None] < signed_PM[None]).any(axis=2)
-    return ~(no_worse_PP & better_PP).any(axis=0)
+    return np.asarray(~(no_worse_PP & better_PP).any(axis=0))
 
 
 def front(rows: Sequence[Mapping[str, Any]]) -> list[bool]:

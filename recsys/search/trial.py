@@ -65,18 +65,17 @@ def row_of(name: str, report: Mapping[str, Any], *, config: Any) -> dict[str, An
 
 def _build(point: Point, material: Material, directory: Path) -> dict[str, Any]:
     dataset = Dataset.open(material.dataset)
+    objective = Distillation(material.targets, point.distill)
     task = Task(
         dataset=material.dataset,
         model=point.model,
         train=replace(material.train, num_threads=1),
-        objective=Distillation(material.targets, point.distill),
+        objective=objective,
     )
     checkpoints = directory / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     fitted = fit(task, checkpoints)
-    recover = recovery(
-        material.dataset, material.targets, point.distill, material.train, checkpoints
-    )
+    recover = recovery(material.dataset, objective, material.train, checkpoints)
     model, precision = compress(
         fitted.model, point.recipe, histories=calibration_histories(dataset), recover=recover
     )

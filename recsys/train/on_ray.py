@@ -57,6 +57,7 @@ def fit_on_ray(task: Task, directory: Path, num_workers: int) -> Fitted:
         ),
     )
     result = trainer.fit()
+    assert result.checkpoint is not None, "a finished run has reported a checkpoint"
     state = _read(result.checkpoint)
     model = start_model(task, Dataset.open(task.dataset))
     model.load_state_dict(state["best"])

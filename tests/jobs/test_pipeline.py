@@ -1,0 +1,113 @@
+"""The whole path at small size: once, again, and after the driver was killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import pipeline
+from jobs.presets import PRESETS
+from recsys.checkpoint import load_weights, verify_model
+from recsys.data.schema import PrepareConfig
+from recsys.data.synthetic import SyntheticConfig
+from recsys.files import read_json
+from recsys.search.space import SearchConfig
+from recsys.serve.recommender import Recommender
+
+ROOT = Path(__file__).parents[2]
+SMALL = SyntheticConfig(
+    num_users=200, num_items=300, num_families=20, num_topics=5, mean_length=12, seed=1
+)
+
+
+def small_preset(num_workers: int):
+    quick = PRESETS["quickstart"]
+    return replace(
+        quick,
+        prepare=PrepareConfig(synthetic=SMALL),
+        teacher=replace(quick.teacher, width=16, num_layers=1, max_length=16),
+        train=replace(quick.train, epochs=2),
+        student=replace(quick.student, max_length=16),
+        train_student=replace(quick.train_student, epochs=2),
+        search=SearchConfig(num_trials=2, epochs=1, widths=(8,), num_layers=(1,)),
+        num_workers=num_workers,
+    )
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("pipeline") / "run"
+    pipeline.run(pipeline.Pipeline(preset=small_preset(0), output=directory))
+    return directory
+
+
+def test_it_leaves_all_stages_and_a_summary(run_directory):
+    summary = read_json(run_directory / "summary.json")
+    names = [row["name"] for row in summary["rows"]]
+    assert names == ["popularity", "teacher", "student-alone", "student", "compressed", "chosen"]
+    assert summary["best_possible"]["ndcg@10"] > 0
+    assert (run_directory / "frontier" / "frontier.html").stat().st_size > 10_000
+    assert (run_directory / "frontier" / "points.parquet").exists()
+    sizes = {row["name"]: row["size_bytes"] for row in summary["rows"]}
+    assert sizes["compressed"] < sizes["student"] < sizes["teacher"]
+    for name in names[1:]:
+        verify_model(run_directory / name)
+
+
+def test_the_chosen_model_recommends(run_directory):
+    recommender = Recommender(run_directory / "chosen")
+    (answer,) = recommender.recommend([["1", "2", "3"]], k=5)
+    assert len({item["item_id"] for item in answer["items"]} - {"1", "2", "3"}) == 5
+
+
+def test_the_same_command_again_does_nothing(run_directory, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run_directory.rglob("*.safetensors")}
+    pipeline.run(pipeline.Pipeline(preset=small_preset(0), output=run_directory))
+    assert capsys.readouterr().out.count("up to date") == 8
+    assert {path: path.stat().st_mtime_ns for path in run_directory.rglob("*.safetensors")} == (
+        before
+    )
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+from dataclasses import replace
+from jobs import train
+sys.path.insert(0, {tests!r})
+from test_pipeline import small_preset
+preset = small_preset(0)
+long = replace(preset.train, epochs=12, checkpoint_every=3)
+job = train.Train.from_preset(preset, Path({directory!r}))
+train.run(replace(job, train=long, output=Path({output!r})))
+"""
+
+
+def start_training(run_directory: Path, output: Path) -> subprocess.Popen:
+    script = TRAIN.format(
+        tests=str(Path(__file__).parent), directory=str(run_directory), output=str(output)
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", script], env=environment)
+
+
+def test_a_killed_driver_goes_on_and_ends_with_the_same_weights(run_directory, tmp_path):
+    assert start_training(run_directory, tmp_path / "undisturbed").wait(120) == 0
+    process = start_training(run_directory, tmp_path / "killed")
+    checkpoint = tmp_path / "killed.partial" / "checkpoint.pt"
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (tmp_path / "killed").exists()
+    assert start_training(run_directory, tmp_path / "killed").wait(120) == 0
+    expected = load_weights(tmp_path / "undisturbed")
+    for name, weight in load_weights(tmp_path / "killed").items():
+        np.testing.assert_array_equal(weight, expected[name])

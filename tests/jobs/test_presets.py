@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from jobs import compress, distill, evaluate, pipeline, prepare, search, train
+from jobs.command import command
+from jobs.presets import PRESETS
+from recsys.config import from_json, to_json
+from recsys.models import ModelConfig, build
+
+JOBS = [
+    prepare.Prepare,
+    train.Train,
+    distill.Distill,
+    compress.Compress,
+    evaluate.Evaluate,
+    search.Search,
+    pipeline.Pipeline,
+]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds(name):
+    preset = PRESETS[name]
+    for config in (preset.teacher, preset.student):
+        assert build(config, 10).config == config
+        assert from_json(ModelConfig, to_json(config)) == config
+    for job in JOBS:
+        job.from_preset(preset, Path("runs") / name)
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("words", [[], ["quickstart"], ["movielens-1m"]])
+def test_every_command_parses(job, words):
+    seen = []
+    assert command(job.from_preset, seen.append, words) == 0
+    assert isinstance(seen[0], job)
+
+
+def test_flags_override_the_preset():
+    seen = []
+    words = ["movielens-1m", "--train.epochs", "3", "--model.width", "32"]
+    assert command(train.Train.from_preset, seen.append, words) == 0
+    assert seen[0].train.epochs == 3
+    assert seen[0].model.width == 32
+
+
+def test_an_unknown_flag_ends_in_code_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(train.Train.from_preset, print, ["--train.epoch", "3"])
+    assert stopped.value.code == 2
+    assert "epochs" in capsys.readouterr().err
+
+
+def test_what_a_user_can_cause_ends_in_one_line(capsys):
+    def fail(job):
+        raise ValueError("the log\nis empty")
+
+    assert command(train.Train.from_preset, fail, []) == 2
+    assert capsys.readouterr().err == "error: the log is empty\n"
+
+
+def test_ctrl_c_ends_in_code_130():
+    def interrupt(job):
+        raise KeyboardInterrupt
+
+    assert command(train.Train.from_preset, interrupt, []) == 130

@@ -1,0 +1,34 @@
+import itertools
+
+from recsys.compress import FactorizeItems, Quantize
+from recsys.config import from_json, to_json
+from recsys.models import TransformerConfig, build
+from recsys.search.space import Point, SearchConfig, choices, point_from
+
+
+def test_every_sample_is_a_model_that_can_be_built():
+    config = SearchConfig()
+    shapes = {key: choices(config)[key] for key in ("width", "num_layers", "expansion")}
+    rest = {"soft_weight": 0.5, "temperature": 1.0, "item_rank_share": 0.0, "quantize": True}
+    for values in itertools.product(*shapes.values()):
+        sample = dict(zip(shapes, values, strict=True)) | rest
+        point = point_from(sample, TransformerConfig(max_length=20), config)
+        assert build(point.model, 10).config.max_length == 20
+
+
+def test_recipes_and_names_follow_the_sample():
+    config = SearchConfig(recover_epochs=2)
+    sample = {
+        "width": 16,
+        "num_layers": 1,
+        "expansion": 2,
+        "soft_weight": 0.7,
+        "temperature": 2.0,
+        "item_rank_share": 0.5,
+        "quantize": True,
+    }
+    point = point_from(sample, TransformerConfig(), config)
+    assert point.recipe == (FactorizeItems(rank=8, recover_epochs=2), Quantize())
+    other = point_from({**sample, "quantize": False}, TransformerConfig(), config)
+    assert point.name != other.name
+    assert from_json(Point, to_json(point)) == point

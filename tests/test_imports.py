@@ -1,0 +1,22 @@
+"""What importing may pull in, in a fresh interpreter."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("recsys.models", "ray"),
+        ("recsys.train.fit", "ray"),
+        ("recsys.search.frontier", "ray"),
+        ("recsys.serve.recommender", "torch"),
+        ("recsys.evaluate.report", "torch"),
+        ("recsys.data.batches", "torch"),
+    ],
+)
+def test_import_is_lean(module, unwanted):
+    code = f"import sys, {module}; sys.exit({unwanted!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
