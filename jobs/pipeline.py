@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +9,12 @@ from jobs import compress, distill, prepare, search, train
 from jobs.command import command
 from jobs.presets import Preset
 from recsys.data.sequences import Dataset
-from recsys.evaluate.baselines import popularity
-from recsys.evaluate.report import evaluate_scorer, table
-from recsys.files import fingerprint, read_json, run_stage, write_json
+from recsys.evaluate.baselines import last_item_markov, popularity
+from recsys.evaluate.cost import hardware, versions
+from recsys.evaluate.report import evaluate_scorer, row, table
+from recsys.files import read_json, run_stage, write_json
 
-ROWS = ("teacher", "student-alone", "student", "compressed", "chosen")
-ROW_KEYS = ("ndcg@10", "ndcg@10_interval", "hr@10", "size_bytes")
+MODELS = ("teacher", "student-alone", "student", "compressed", "chosen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,6 @@ class Pipeline:
 
 def run(job: Pipeline) -> dict:
     """Runs the pipeline, prints its table, and returns what it wrote as summary.json."""
-    started = time.perf_counter()
     preset = _with_log(job)
     directory = job.output
     prepare.run(prepare.Prepare.from_preset(preset, directory))
@@ -51,7 +49,7 @@ def run(job: Pipeline) -> dict:
     compress.run(compress.Compress.from_preset(preset, directory))
     picked = search.run(search.Search.from_preset(preset, directory))
     _keep(picked, directory)
-    summary = _summary(directory, round(time.perf_counter() - started, 1))
+    summary = _summary(directory)
     write_json(directory / "summary.json", summary)
     _show(directory, summary)
     return summary
@@ -80,36 +78,32 @@ def _keep(picked: Path, directory: Path) -> None:
     run_stage(directory / "chosen", name="choose", config=picked.name, inputs=inputs, build=build)
 
 
-def _summary(directory: Path, seconds: float) -> dict:
+def _summary(directory: Path) -> dict:
     dataset = Dataset.open(directory / "dataset")
-    rows = [{"name": "popularity", **_baseline(dataset)}]
-    rows += [_row(name, read_json(directory / name / "report.json")) for name in ROWS]
-    stages = ("dataset", "teacher", "targets", *ROWS[1:], "frontier")
+    baselines = {"popularity": popularity(dataset), "last-item-markov": last_item_markov(dataset)}
+    rows = [
+        row(name, evaluate_scorer(score, dataset, "test", seed=0))
+        for name, score in baselines.items()
+    ]
+    rows += [row(name, read_json(directory / name / "report.json")) for name in MODELS]
+    stages = ("dataset", "teacher", "targets", *MODELS[1:], "frontier")
     times = {name: read_json(directory / name / "stage.json")["seconds"] for name in stages}
     best = dataset.manifest.get("best_possible")
     return {
-        "seconds": seconds,
+        "seconds": round(sum(times.values()), 1),
         "stages": times,
         "rows": rows,
         "best_possible": best["test"] if best else None,
-        "dataset": fingerprint(directory / "dataset"),
+        "hardware": hardware(),
+        "versions": versions(),
     }
-
-
-def _baseline(dataset: Dataset) -> dict:
-    report = evaluate_scorer(popularity(dataset), dataset, "test", seed=0)
-    return {**{key: report.get(key) for key in ROW_KEYS}, "latency_ms_p50": None}
-
-
-def _row(name: str, report: dict) -> dict:
-    values = {key: report[key] for key in ROW_KEYS}
-    return {"name": name, **values, "latency_ms_p50": report["latency_ms"]["batch_1"]["p50"]}
 
 
 def _show(directory: Path, summary: dict) -> None:
     print(f"\n{table(summary['rows'])}")
     if summary["best_possible"]:
         print(f"best possible on this log: NDCG@10 {summary['best_possible']['ndcg@10']:.4f}")
+    print(f"all stages: {summary['seconds']:.0f} s")
     print(f"\nfrontier: {directory / 'frontier' / 'frontier.html'}")
     print(f"serve it: python -m jobs.serve {directory / 'chosen'}")
 

@@ -48,11 +48,11 @@ QUICKSTART = Preset(
         epochs=10, batch_rows=32, learning_rate=3e-3, evaluate_every=2, num_threads=1
     ),
     student=TransformerConfig(
-        width=12,
+        width=16,
         num_layers=1,
         num_heads=1,
-        head_width=12,
-        feed_forward_width=24,
+        head_width=16,
+        feed_forward_width=32,
         max_length=50,
         dropout=0.1,
     ),
@@ -69,9 +69,11 @@ MOVIELENS_1M = Preset(
     description="MovieLens-1M, films: long histories, small catalogue.",
     prepare=PrepareConfig(source="movielens-1m"),
     teacher=TransformerConfig(
-        width=64, num_layers=2, num_heads=2, head_width=32, feed_forward_width=256, max_length=200
+        width=64, num_layers=2, num_heads=2, head_width=32, feed_forward_width=256, max_length=100
     ),
-    train=TrainConfig(epochs=40, batch_rows=16, learning_rate=2e-3, evaluate_every=2, patience=5),
+    train=TrainConfig(
+        epochs=80, batch_rows=64, learning_rate=2e-3, evaluate_every=4, num_threads=1
+    ),
     student=TransformerConfig(
         width=32,
         num_layers=1,
@@ -98,7 +100,9 @@ AMAZON_BEAUTY = Preset(
         max_length=50,
         dropout=0.5,
     ),
-    train=TrainConfig(epochs=40, batch_rows=64, learning_rate=1e-3, evaluate_every=2),
+    train=TrainConfig(
+        epochs=40, batch_rows=64, learning_rate=1e-3, evaluate_every=2, num_threads=1
+    ),
     student=TransformerConfig(
         width=32,
         num_layers=1,
@@ -117,7 +121,7 @@ AMAZON_MULTI = Preset(
     description="Six Amazon shops in one: 125 thousand items.",
     prepare=PrepareConfig(source="log"),
     teacher=TransformerConfig(max_length=50, dropout=0.3),
-    train=TrainConfig(epochs=20, batch_rows=64, learning_rate=1e-3),
+    train=TrainConfig(epochs=20, batch_rows=64, learning_rate=1e-3, num_threads=1),
     student=TransformerConfig(
         width=32, num_layers=1, num_heads=1, feed_forward_width=64, max_length=50, item_rank=16
     ),

@@ -1,6 +1,7 @@
 """Preparing a log with Ray Data: files are read, cleaned and grouped by user in parallel."""
 
 import logging
+import re
 import shutil
 import sys
 import zlib
@@ -78,6 +79,8 @@ def _materialize_source(
         log_path, items_path = scratch / "log.parquet", scratch / "items.parquet"
     elif config.source == "movielens-1m":
         log_path, items_path = convert(scratch, config.log)
+        # As everybody cuts it: films with fewer than five ratings are left out.
+        config = replace(config, k_core=max(config.k_core, 5))
     else:
         return config, facts
     return replace(config, log=str(log_path), items=str(items_path)), facts
@@ -199,9 +202,6 @@ def _examples(rows: pa.Table) -> str:
 
 
 def _root_cause(error: BaseException) -> str:
-    """Returns the message of the error that started it, without the traces around it."""
-    while True:
-        inner = getattr(error, "cause", None) or error.__cause__
-        if inner is None or inner is error:
-            return str(error).strip().splitlines()[-1]
-        error = inner
+    """Returns the message of the ValueError that started it, without the traces around it."""
+    found = re.findall(r"^(?:\w+\.)*ValueError: (.+)$", str(error), flags=re.MULTILINE)
+    return found[-1] if found else str(error).strip().splitlines()[-1]

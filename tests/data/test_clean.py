@@ -40,8 +40,12 @@ def test_dictionary_encoded_ids_become_text():
         ([datetime.datetime(1970, 1, 1, 0, 1, 0, 250_000)], None, [60]),
         ([1_500_000_001], pa.timestamp("ns"), [1]),
         (["12", " 7 ", "1.5e3", "2.5"], None, [12, 7, 1500, 2]),
-        (["1970-01-01T00:00:10Z", "1970-01-01 00:00:10+00:00", "1970-01-02"], None, [10, 10, 86400]),
-        (["yesterday", "", "nan", "inf", "1999-99-99", None], None, [None] * 6),
+        (
+            ["1970-01-01T00:00:10Z", "1970-01-01 00:00:10+00:00", "1970-01-02"],
+            None,
+            [10, 10, 86400],
+        ),
+        (["yesterday", "now", "", "nan", "inf", "1999-99-99", None], None, [None] * 7),
         (["123456789012345678"], None, [123456789012345678]),
         ([True], None, [None]),
     ],
@@ -52,7 +56,12 @@ def test_times_become_whole_numbers(values, kind, expected):
 
 @pytest.mark.parametrize(
     "values",
-    [[7.25], ["7.25"], ["1970-01-01T00:00:07.25Z"], [datetime.datetime(1970, 1, 1, 0, 0, 7, 250_000)]],
+    [
+        [7.25],
+        ["7.25"],
+        ["1970-01-01T00:00:07.25Z"],
+        [datetime.datetime(1970, 1, 1, 0, 0, 7, 250_000)],
+    ],
 )
 def test_what_was_rounded_off_is_kept(values):
     assert [part.to_pylist() for part in parse_times(_column(values))] == [[7], [0.25]]

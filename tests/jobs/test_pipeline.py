@@ -50,13 +50,14 @@ def run_directory(tmp_path_factory):
 def test_it_leaves_all_stages_and_a_summary(run_directory):
     summary = read_json(run_directory / "summary.json")
     names = [row["name"] for row in summary["rows"]]
-    assert names == ["popularity", "teacher", "student-alone", "student", "compressed", "chosen"]
+    models = ["teacher", "student-alone", "student", "compressed", "chosen"]
+    assert names == ["popularity", "last-item-markov", *models]
     assert summary["best_possible"]["ndcg@10"] > 0
     assert (run_directory / "frontier" / "frontier.html").stat().st_size > 10_000
     assert (run_directory / "frontier" / "points.parquet").exists()
     sizes = {row["name"]: row["size_bytes"] for row in summary["rows"]}
     assert sizes["compressed"] < sizes["student"] < sizes["teacher"]
-    for name in names[1:]:
+    for name in models:
         verify_model(run_directory / name)
 
 

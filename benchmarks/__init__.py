@@ -1,0 +1,1 @@
+"""Measurements, each written by a command, and the results they wrote."""
