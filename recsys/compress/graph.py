@@ -150,7 +150,7 @@ class TransformerGraph:
 
     def state(self, history_BL: str, length_B: str) -> str:
         """Returns state_BD after the last item of right-padded histories."""
-        x_BLD = self.table.lookup(self.graph, history_BL)
+        x_BLD = self._norm("embedding_norm", self.table.lookup(self.graph, history_BL))
         for layer in range(self.config.num_layers - 1):
             x_BLD = self._block(f"blocks.{layer}", x_BLD)
         x_B1D = self._last_block(f"blocks.{self.config.num_layers - 1}", x_BLD, length_B)

@@ -63,6 +63,8 @@ class Transformer(nn.Module):
             )
             for _ in range(config.num_layers)
         )
+        # Tables start small, and blocks would drown out which item it was; this keeps it heard.
+        self.embedding_norm = nn.LayerNorm(config.width)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
         for module in self.blocks.modules():
@@ -79,7 +81,7 @@ class Transformer(nn.Module):
         same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
         allowed = (same_BLL & _causal(items_BL))[:, None]
         cos, sin = rotary_angles(positions_BL, self.config.head_width)
-        x_BLD = self.dropout(self.item_embedding(items_BL))
+        x_BLD = self._embed(items_BL)
         for block in self.blocks:
             x_BLD = block(x_BLD, cos, sin, allowed)
         return self.norm(x_BLD)
@@ -93,7 +95,7 @@ class Transformer(nn.Module):
         positions_BL = torch.arange(history_BL.shape[1], device=history_BL.device)
         positions_BL = positions_BL.expand_as(history_BL)
         cos, sin = rotary_angles(positions_BL, self.config.head_width)
-        x_BLD = self.dropout(self.item_embedding(history_BL))
+        x_BLD = self._embed(history_BL)
         for block in self.blocks[:-1]:
             x_BLD = block(x_BLD, cos, sin, allowed)
         x_B1D = self.blocks[-1](x_BLD, cos, sin, allowed, length_B - 1)
@@ -102,6 +104,9 @@ class Transformer(nn.Module):
     def item_table(self) -> Tensor:
         """Returns table_VD; scores are state_BD @ table_VD.T."""
         return self.item_embedding.table()
+
+    def _embed(self, items_BL: Tensor) -> Tensor:
+        return self.dropout(self.embedding_norm(self.item_embedding(items_BL)))
 
 
 def _causal(items_BL: Tensor) -> Tensor:

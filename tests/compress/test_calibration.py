@@ -14,7 +14,8 @@ def test_moments_are_means_over_the_items_of_all_histories():
     model = Transformer(CONFIG, 20)
     histories = [np.array([3, 4, 5]), np.zeros(0, dtype=np.int64), np.array([6])]
     moment_II = calibrate(model, histories).moments["blocks.0.query"]
-    x_ND = model.blocks[0].norm_1(model.item_embedding(torch.tensor([3, 4, 5, 6]))).double()
+    vectors_ND = model.embedding_norm(model.item_embedding(torch.tensor([3, 4, 5, 6])))
+    x_ND = model.blocks[0].norm_1(vectors_ND).double()
     torch.testing.assert_close(moment_II, x_ND.T @ x_ND / 4, atol=1e-6, rtol=1e-5)
 
 
