@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -51,6 +51,8 @@ class TrainConfig:
     """Steps between checkpoints; one is written after every validation, too."""
     bfloat16: bool = False
     """Whether matrix products of the encoder run in bfloat16."""
+    matmul_precision: Literal["highest", "high", "medium"] = "medium"
+    """torch.set_float32_matmul_precision of other products; medium rounds to bfloat16 on AMX."""
     compile: bool = False
     """Whether torch.compile builds the encoder; pays for runs of minutes, needs a C++ compiler."""
     num_threads: int | None = None
@@ -261,8 +263,8 @@ def _settings(config: TrainConfig) -> Iterator[None]:
     """Sets threads and the fast path of float32 matrix products, and puts both back."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(config.num_threads or threads)
-    # oneDNN's kernels: twice as fast as MKL's on AMD, still float32 where there is no AMX.
-    torch.set_float32_matmul_precision("medium")
+    # Medium picks oneDNN's kernels: twice as fast as MKL's on AMD, and float32 still, without AMX.
+    torch.set_float32_matmul_precision(config.matmul_precision)
     try:
         yield
     finally:
