@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.models.interface import pad_histories
+from recsys.data.batches import pad_histories
 from recsys.models.layers import LowRankLinear
 from recsys.models.transformer import Transformer
 

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from recsys.checkpoint import GRAPH
 from recsys.compress.graph import Precision, serving_graph
-from recsys.models.interface import SequenceModel, pad_histories, torch_scorer
+from recsys.data.batches import pad_histories
+from recsys.models.interface import SequenceModel, torch_scorer
 from recsys.models.transformer import Transformer
 
 LIST_LENGTH = 10

@@ -4,7 +4,7 @@ Everything follows from (seed, epoch): a resumed run finds the same batches at t
 N workers read disjoint rows of the batches that one worker would read whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -113,6 +113,21 @@ def fill_row(
         first = first_rows[window.user] + window.start
         batch.rows_BL[here] = np.arange(first, first + size)
         at += size
+
+
+def pad_histories(
+    histories: Sequence[np.ndarray], max_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns history_BL (int64, right-padded with 0) and length_B of the latest items.
+
+    An empty history becomes one padding item, so that there is a last position to read.
+    """
+    latest = [history[-max_length:] for history in histories]
+    length_B = np.array([max(len(history), 1) for history in latest], dtype=np.int64)
+    history_BL = np.zeros((len(latest), int(length_B.max(initial=1))), dtype=np.int64)
+    for row, history in zip(history_BL, latest, strict=True):
+        row[: len(history)] = history
+    return history_BL, length_B
 
 
 class Batches:

@@ -13,6 +13,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from recsys.checkpoint import GRAPH
+from recsys.data.batches import pad_histories
 
 MAX_LENGTH, NUM_ITEMS = "max_length", "num_items"
 UNREADABLE = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf)
@@ -64,12 +65,7 @@ class OnnxModel:
     def _run(
         self, outputs: list[str], histories: Sequence[np.ndarray], k: int, exclude_seen: bool
     ) -> list[np.ndarray]:
-        latest = [history[-self.max_length :] for history in histories]
-        # An empty history becomes one padding item, so that there is a last position to read.
-        length_B = np.array([max(len(history), 1) for history in latest], dtype=np.int64)
-        history_BL = np.zeros((len(latest), int(length_B.max(initial=1))), dtype=np.int64)
-        for row, history in zip(history_BL, latest, strict=True):
-            row[: len(history)] = history
+        history_BL, length_B = pad_histories(histories, self.max_length)
         feed = {
             "history_BL": history_BL,
             "length_B": length_B,

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recsys.data.batches import pad_histories
+
 
 @runtime_checkable
 class SequenceModel(Protocol):
@@ -41,21 +43,6 @@ class SequenceModel(Protocol):
     def train(self, mode: bool = True) -> Any: ...
 
     def eval(self) -> Any: ...
-
-
-def pad_histories(
-    histories: Sequence[np.ndarray], max_length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns history_BL (int64, right-padded with 0) and length_B of the latest items.
-
-    An empty history becomes one padding item, so that there is a last position to read.
-    """
-    latest = [history[-max_length:] for history in histories]
-    length_B = np.array([max(len(history), 1) for history in latest], dtype=np.int64)
-    history_BL = np.zeros((len(latest), int(length_B.max(initial=1))), dtype=np.int64)
-    for row, history in zip(history_BL, latest, strict=True):
-        row[: len(history)] = history
-    return history_BL, length_B
 
 
 def torch_scorer(model: SequenceModel) -> Callable[[Sequence[np.ndarray]], np.ndarray]:

@@ -11,8 +11,9 @@ import torch
 
 from recsys.compress import export
 from recsys.compress.export import export_onnx
+from recsys.data.batches import pad_histories
 from recsys.models import build
-from recsys.models.interface import pad_histories, torch_scorer
+from recsys.models.interface import torch_scorer
 from recsys.models.transformer import Transformer, TransformerConfig
 
 NUM_ITEMS = 2000

@@ -4,8 +4,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from recsys.data.batches import pad_histories
 from recsys.models import TransformerConfig, build, load_model, save
-from recsys.models.interface import SequenceModel, pad_histories, torch_scorer
+from recsys.models.interface import SequenceModel, torch_scorer
 
 NUM_ITEMS = 20
 CONFIGS = [
