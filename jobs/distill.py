@@ -57,6 +57,7 @@ class Distill:
             distill=preset.distill,
             train=preset.train_student,
             num_target_workers=preset.num_workers,
+            num_workers=preset.num_workers,
         )
 
 

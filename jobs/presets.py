@@ -36,7 +36,7 @@ class Preset:
     search: SearchConfig = field(default_factory=SearchConfig)
     """What is searched for."""
     num_workers: int = 2
-    """Workers that train the teacher; 0 for this process, without Ray."""
+    """Workers that train teacher and student; 0 for this process, without Ray."""
 
 
 QUICKSTART = Preset(
@@ -69,22 +69,35 @@ MOVIELENS_1M = Preset(
     description="MovieLens-1M, films: long histories, small catalogue.",
     prepare=PrepareConfig(source="movielens-1m"),
     teacher=TransformerConfig(
-        width=64, num_layers=2, num_heads=2, head_width=32, feed_forward_width=256, max_length=100
+        width=128,
+        num_layers=2,
+        num_heads=4,
+        head_width=32,
+        feed_forward_width=256,
+        max_length=100,
+        dropout=0.3,
     ),
     train=TrainConfig(
-        epochs=80, batch_rows=64, learning_rate=2e-3, evaluate_every=4, num_threads=1
+        epochs=36, batch_rows=24, learning_rate=1e-3, evaluate_every=3, num_threads=1
     ),
     student=TransformerConfig(
-        width=32,
-        num_layers=1,
-        num_heads=2,
+        width=48,
+        num_layers=2,
+        num_heads=3,
         head_width=16,
-        feed_forward_width=64,
+        feed_forward_width=96,
         max_length=100,
         dropout=0.1,
     ),
     train_student=TrainConfig(
-        epochs=16, batch_rows=32, learning_rate=4e-3, evaluate_every=4, num_threads=1
+        epochs=20, batch_rows=24, learning_rate=2e-3, evaluate_every=4, num_threads=1
+    ),
+    search=SearchConfig(
+        num_trials=6,
+        epochs=12,
+        widths=(24, 32, 48, 64),
+        expansions=(1, 2, 4),
+        quantize=(True,),
     ),
 )
 
