@@ -114,7 +114,7 @@ AMAZON_BEAUTY = Preset(
         dropout=0.5,
     ),
     train=TrainConfig(
-        epochs=40, batch_rows=64, learning_rate=1e-3, evaluate_every=2, num_threads=1
+        epochs=30, batch_rows=16, learning_rate=1e-3, evaluate_every=3, num_threads=1
     ),
     student=TransformerConfig(
         width=32,
@@ -126,7 +126,7 @@ AMAZON_BEAUTY = Preset(
         dropout=0.3,
     ),
     train_student=TrainConfig(
-        epochs=30, batch_rows=64, learning_rate=2e-3, evaluate_every=4, num_threads=1
+        epochs=24, batch_rows=16, learning_rate=2e-3, evaluate_every=4, num_threads=1
     ),
 )
 
