@@ -45,7 +45,8 @@ def hard_and_soft_cross_entropy(
     """
     keep = len(states_ND) * len(table_VD) <= KEPT_SCORES
     total = states_ND.new_zeros(())
-    for at in range(0, len(states_ND), CHUNK):
+    # At least once: a worker whose rows are all padding still has gradients, of zero, to add.
+    for at in range(0, max(len(states_ND), 1), CHUNK):
         part = slice(at, at + CHUNK)
         teacher = (teacher_items_NK[part], teacher_scores_NK[part])
         arguments = (states_ND[part], table_VD, targets_N[part], *teacher, soft_weight, temperature)
