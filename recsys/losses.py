@@ -1,29 +1,36 @@
 """Losses as pure functions of tensors. All return sums, so that workers can add them up."""
 
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-CHUNK = 2048  # training positions whose scores over the catalogue are in memory at a time
-KEPT_SCORES = 64 * 2**20  # scores that may be kept for the backward pass, instead of made again
+CHUNK = (
+    256  # training positions whose scores over the catalogue are in memory, and cache, at a time
+)
 PADDING = 0
+
+
+class SoftLabels(NamedTuple):
+    """A distribution over a few items for each of N positions, and how much it counts."""
+
+    items_NK: Tensor
+    """Items, int64."""
+    weights_NK: Tensor
+    """Probabilities times the weight of the term; of a position that does not count, zeros."""
+    temperature: float = 1.0
+    """Divides the scores before their softmax."""
 
 
 def softmax_cross_entropy(states_ND: Tensor, table_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Returns the summed cross-entropy of a softmax over the catalogue; target 0 counts nothing.
 
-    torch's chunked form: scores of all N positions are never in memory together. The padding item
-    takes part in the normaliser with the score that its zero row gives.
+    The padding item takes part in the normaliser with the score that its zero row gives.
     """
-    return functional.linear_cross_entropy(
-        states_ND,
-        table_VD,
-        targets_N,
-        reduction="sum",
-        ignore_index=PADDING,
-        options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK),
-    )
+    counts_N1 = (targets_N != PADDING).to(states_ND.dtype)[:, None]
+    return cross_entropy(states_ND, table_VD, [SoftLabels(targets_N[:, None], counts_N1)])
 
 
 def hard_and_soft_cross_entropy(
@@ -43,35 +50,60 @@ def hard_and_soft_cross_entropy(
     student's over the whole catalogue, softened by the same T. The factor T^2 keeps the gradient's
     scale whatever the temperature.
     """
-    keep = len(states_ND) * len(table_VD) <= KEPT_SCORES
-    total = states_ND.new_zeros(())
-    # At least once: a worker whose rows are all padding still has gradients, of zero, to add.
-    for at in range(0, max(len(states_ND), 1), CHUNK):
-        part = slice(at, at + CHUNK)
-        teacher = (teacher_items_NK[part], teacher_scores_NK[part])
-        arguments = (states_ND[part], table_VD, targets_N[part], *teacher, soft_weight, temperature)
-        if keep:
-            total = total + _hard_and_soft(*arguments)
-        else:
-            total = total + checkpoint(_hard_and_soft, *arguments, use_reentrant=False)
-    return total
-
-
-def _hard_and_soft(
-    states_ND: Tensor,
-    table_VD: Tensor,
-    targets_N: Tensor,
-    items_NK: Tensor,
-    scores_NK: Tensor,
-    soft_weight: float,
-    temperature: float,
-) -> Tensor:
-    logits_NV = states_ND @ table_VD.T
-    normalizer_N = logits_NV.logsumexp(dim=-1)
-    hard = (normalizer_N - logits_NV.gather(1, targets_N[:, None])[:, 0]).sum()
-    teacher_NK = (scores_NK / temperature).softmax(dim=-1)
-    expected_N = (teacher_NK * logits_NV.gather(1, items_NK)).sum(dim=-1) / temperature
+    hard_N1 = torch.full_like(states_ND[:, :1], 1 - soft_weight)
+    soft_NK = (teacher_scores_NK / temperature).softmax(dim=-1) * (soft_weight * temperature**2)
     if temperature != 1:
-        normalizer_N = (logits_NV / temperature).logsumexp(dim=-1)
-    soft = (normalizer_N - expected_N).sum() * temperature**2
-    return (1 - soft_weight) * hard + soft_weight * soft
+        hard = SoftLabels(targets_N[:, None], hard_N1)
+        soft = SoftLabels(teacher_items_NK, soft_NK, temperature)
+        return cross_entropy(states_ND, table_VD, [hard, soft])
+    items_NK = torch.cat([targets_N[:, None], teacher_items_NK], dim=1)
+    labels = SoftLabels(items_NK, torch.cat([hard_N1, soft_NK], dim=1))
+    return cross_entropy(states_ND, table_VD, [labels])
+
+
+def cross_entropy(states_ND: Tensor, table_VD: Tensor, labels: Sequence[SoftLabels]) -> Tensor:
+    """Returns -sum_nk weight_nk log softmax(state_n table^T / T)_item_nk, summed over `labels`.
+
+    Scores of all N positions are never in memory together: each chunk's gradient is taken while
+    its scores are in cache (as in torch's linear_cross_entropy, which knows no soft labels). Under
+    autocast the products run in its precision, softmax and sums in float32.
+    """
+    return _CrossEntropy.apply(states_ND, table_VD, labels)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states_ND: Tensor, table_VD: Tensor, labels: Sequence[SoftLabels]):
+        device = states_ND.device.type
+        mixed = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if mixed else states_ND.dtype
+        rounded_ND, rounded_VD = states_ND.to(dtype), table_VD.to(dtype)
+        total = states_ND.new_zeros(())
+        states_gradient_ND, table_gradient_VD = map(torch.zeros_like, (states_ND, table_VD))
+        for at in range(0, len(states_ND), CHUNK):
+            part = slice(at, at + CHUNK)
+            scores_CV = (rounded_ND[part] @ rounded_VD.T).float()
+            chunk = [SoftLabels(i[part], w[part], temperature) for i, w, temperature in labels]
+            terms = (_loss_and_gradient(scores_CV, label) for label in chunk)
+            losses, gradients_CV = zip(*terms, strict=True)
+            total += sum(losses)
+            gradient_CV = reduce(Tensor.add_, gradients_CV).to(dtype)
+            states_gradient_ND[part] = gradient_CV @ rounded_VD
+            table_gradient_VD += gradient_CV.T @ rounded_ND[part]
+        ctx.save_for_backward(states_gradient_ND, table_gradient_VD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor):
+        states_gradient_ND, table_gradient_VD = ctx.saved_tensors
+        return states_gradient_ND * gradients[0], table_gradient_VD * gradients[0], None
+
+
+def _loss_and_gradient(scores_CV: Tensor, labels: SoftLabels) -> tuple[Tensor, Tensor]:
+    """Returns a chunk's loss and its derivative by the scores, (softmax sum_k w_k - w) / T."""
+    items_CK, weights_CK, temperature = labels
+    logs_CV = (scores_CV / temperature if temperature != 1 else scores_CV).log_softmax(dim=-1)
+    loss = -(weights_CK * logs_CV.gather(1, items_CK)).sum()
+    gradient_CV = logs_CV.exp_().mul_(weights_CK.sum(dim=1, keepdim=True))
+    gradient_CV.scatter_add_(1, items_CK, -weights_CK)
+    return loss, gradient_CV.div_(temperature) if temperature != 1 else gradient_CV

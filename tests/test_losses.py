@@ -53,19 +53,56 @@ def test_temperature_softens_both_sides_and_keeps_the_scale():
     torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.parametrize("kept", [0, losses.KEPT_SCORES])
-def test_chunks_change_neither_loss_nor_gradient(monkeypatch, kept):
+def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
     monkeypatch.setattr(losses, "CHUNK", 7)
-    monkeypatch.setattr(losses, "KEPT_SCORES", kept)
     states_ND, table_VD, targets_N, items_NK, scores_NK = _random()
     states_ND.requires_grad_()
-    hard = losses.hard_and_soft_cross_entropy(
-        states_ND, table_VD, targets_N, items_NK, scores_NK, soft_weight=0.0, temperature=1.0
+    table_VD.requires_grad_()
+    targets_N[::3] = losses.PADDING
+    settings = {"soft_weight": 0.3, "temperature": 2.0}
+    logits_NV = states_ND @ table_VD.T
+    hard = functional.cross_entropy(
+        logits_NV, targets_N, reduction="sum", ignore_index=losses.PADDING
     )
-    plain = functional.cross_entropy(states_ND @ table_VD.T, targets_N, reduction="sum")
-    chunked = losses.softmax_cross_entropy(states_ND, table_VD, targets_N)
-    torch.testing.assert_close(hard, plain)
-    torch.testing.assert_close(chunked, plain)
-    gradients = [torch.autograd.grad(loss, states_ND)[0] for loss in (hard, plain, chunked)]
-    torch.testing.assert_close(gradients[0], gradients[1])
-    torch.testing.assert_close(gradients[2], gradients[1])
+    soft_NK = (scores_NK / 2).softmax(dim=-1) * (logits_NV / 2).log_softmax(dim=-1).gather(
+        1, items_NK
+    )
+    everywhere = functional.cross_entropy(logits_NV, targets_N, reduction="sum")
+    pairs = [
+        (losses.softmax_cross_entropy(states_ND, table_VD, targets_N), hard),
+        (
+            losses.hard_and_soft_cross_entropy(
+                states_ND, table_VD, targets_N, items_NK, scores_NK, **settings
+            ),
+            0.7 * everywhere - 0.3 * 4 * soft_NK.sum(),
+        ),
+    ]
+    for chunked, plain in pairs:
+        torch.testing.assert_close(chunked, plain)
+        ours, expected = (
+            torch.autograd.grad(loss * 3, (states_ND, table_VD), retain_graph=True)
+            for loss in (chunked, plain)
+        )
+        torch.testing.assert_close(ours, expected)
+
+
+def test_products_in_bfloat16_change_little():
+    states_ND, table_VD, targets_N, _, _ = _random()
+    states_ND.requires_grad_()
+    exact = losses.softmax_cross_entropy(states_ND, table_VD, targets_N)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = losses.softmax_cross_entropy(states_ND, table_VD, targets_N)
+    assert rounded != exact
+    torch.testing.assert_close(rounded, exact, rtol=1e-2, atol=0)
+    ours, expected = (torch.autograd.grad(loss, states_ND)[0] for loss in (rounded, exact))
+    torch.testing.assert_close(ours, expected, rtol=0.1, atol=0.1)
+
+
+def test_no_positions_have_no_loss_and_gradients_of_zero():
+    states_ND, table_VD, targets_N, _, _ = _random(num_positions=0)
+    table_VD.requires_grad_()
+    loss = losses.softmax_cross_entropy(states_ND, table_VD, targets_N)
+    loss.backward()
+    assert loss == 0
+    assert table_VD.grad is not None
+    assert not table_VD.grad.any()

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from recsys.data.batches import Batch, Window, empty_batch, fill_row, first_rows, pack
 from recsys.data.sequences import Dataset
-from recsys.losses import CHUNK
 from recsys.models.interface import SequenceModel
 
 NUM_ROWS = 16  # packed rows a teacher reads at a time
+CHUNK = 2048  # positions whose scores over the catalogue are in memory at a time
 USERS_PER_SHARD = 2000
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.models.item_table import item_table
-from recsys.models.layers import Block, rotary_angles
+from recsys.models.layers import Block, Dropout, rotary_angles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Transformer(nn.Module):
         # Tables start small, and blocks would drown out which item it was; this keeps it heard.
         self.embedding_norm = nn.LayerNorm(config.width)
         self.norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)

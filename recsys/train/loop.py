@@ -50,7 +50,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Steps between checkpoints; one is written after every validation, too."""
     bfloat16: bool = False
-    """Whether matrix products of the encoder run in bfloat16."""
+    """Whether matrix products run in bfloat16; weights, softmax and sums stay in float32."""
     matmul_precision: Literal["highest", "high", "medium"] = "medium"
     """torch.set_float32_matmul_precision of other products; medium rounds to bfloat16 on AMX."""
     compile: bool = False

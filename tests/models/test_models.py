@@ -7,6 +7,7 @@ import torch
 from recsys.data.batches import pad_histories
 from recsys.models import TransformerConfig, build, load_model, save
 from recsys.models.interface import SequenceModel, torch_scorer
+from recsys.models.layers import Dropout
 
 NUM_ITEMS = 20
 CONFIGS = [
@@ -78,3 +79,16 @@ def test_save_and_load(model, tmp_path):
 def test_an_impossible_shape_is_refused():
     with pytest.raises(ValueError, match="even"):
         TransformerConfig(head_width=7)
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean():
+    dropout = Dropout(0.3)
+    torch.manual_seed(0)
+    x = torch.ones(1001, 101)
+    dropped = dropout(x)
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert dropped.mean().item() == pytest.approx(1, abs=0.01)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), dropped)
+    assert dropout.eval()(x) is x
