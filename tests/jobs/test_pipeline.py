@@ -83,32 +83,40 @@ from dataclasses import replace
 from jobs import train
 sys.path.insert(0, {tests!r})
 from test_pipeline import small_preset
-preset = small_preset(0)
+preset = small_preset({num_workers})
 long = replace(preset.train, epochs=12, checkpoint_every=3)
 job = train.Train.from_preset(preset, Path({directory!r}))
 train.run(replace(job, train=long, output=Path({output!r})))
 """
 
 
-def start_training(run_directory: Path, output: Path) -> subprocess.Popen:
+def start_training(run_directory: Path, output: Path, num_workers: int) -> subprocess.Popen:
     script = TRAIN.format(
-        tests=str(Path(__file__).parent), directory=str(run_directory), output=str(output)
+        tests=str(Path(__file__).parent),
+        directory=str(run_directory),
+        output=str(output),
+        num_workers=num_workers,
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", script], env=environment)
 
 
-def test_a_killed_driver_goes_on_and_ends_with_the_same_weights(run_directory, tmp_path):
-    assert start_training(run_directory, tmp_path / "undisturbed").wait(120) == 0
-    process = start_training(run_directory, tmp_path / "killed")
-    checkpoint = tmp_path / "killed.partial" / "checkpoint.pt"
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_killed_driver_goes_on_and_ends_with_the_same_weights(
+    run_directory, tmp_path, num_workers
+):
+    assert start_training(run_directory, tmp_path / "undisturbed", num_workers).wait(120) == 0
+    process = start_training(run_directory, tmp_path / "killed", num_workers)
     deadline = time.monotonic() + 60
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+    partial = tmp_path / "killed.partial"
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(partial.rglob("checkpoint.pt")):
+            break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     assert not (tmp_path / "killed").exists()
-    assert start_training(run_directory, tmp_path / "killed").wait(120) == 0
+    assert start_training(run_directory, tmp_path / "killed", num_workers).wait(120) == 0
     expected = load_weights(tmp_path / "undisturbed")
     for name, weight in load_weights(tmp_path / "killed").items():
         np.testing.assert_array_equal(weight, expected[name])
