@@ -22,6 +22,7 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the older output of Ray Tune knows silence
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report waits for the next poll
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_maximum_startup_concurrency": "4",  # or it warns of ours on a machine of two cores
     "OMP_NUM_THREADS": "1",  # workers share the cores; one thread each
 }
 LOGICAL_CPUS = 8  # more than a laptop may have: stages sleep while their parts run

@@ -69,34 +69,35 @@ MOVIELENS_1M = Preset(
     description="MovieLens-1M, films: long histories, small catalogue.",
     prepare=PrepareConfig(source="movielens-1m"),
     teacher=TransformerConfig(
-        width=128,
+        width=192,
         num_layers=2,
-        num_heads=4,
+        num_heads=6,
         head_width=32,
-        feed_forward_width=256,
-        max_length=100,
+        feed_forward_width=384,
+        max_length=200,
         dropout=0.3,
     ),
     train=TrainConfig(
-        epochs=36, batch_rows=24, learning_rate=1e-3, evaluate_every=3, num_threads=1
+        epochs=24, batch_rows=12, learning_rate=1e-3, evaluate_every=3, num_threads=1
     ),
     student=TransformerConfig(
-        width=48,
+        width=64,
         num_layers=2,
-        num_heads=3,
+        num_heads=4,
         head_width=16,
-        feed_forward_width=96,
-        max_length=100,
-        dropout=0.1,
+        feed_forward_width=128,
+        max_length=200,
+        dropout=0.0,
     ),
     train_student=TrainConfig(
-        epochs=20, batch_rows=24, learning_rate=2e-3, evaluate_every=4, num_threads=1
+        epochs=16, batch_rows=12, learning_rate=2e-3, evaluate_every=4, num_threads=1
     ),
     search=SearchConfig(
         num_trials=6,
         epochs=12,
-        widths=(24, 32, 48, 64),
-        expansions=(1, 2, 4),
+        widths=(32, 48, 64, 80),
+        num_layers=(1, 2),
+        expansions=(1, 2),
         quantize=(True,),
     ),
 )

@@ -22,6 +22,7 @@ from recsys.models.interface import SequenceModel
 from recsys.train.objective import Objective, to_tensors
 
 State = dict[str, Any]
+BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
 Validate = Callable[[SequenceModel], float]
 
 
@@ -49,8 +50,9 @@ class TrainConfig:
     """Validations without a better NDCG@10 after which training stops."""
     checkpoint_every: int = 500
     """Steps between checkpoints; one is written after every validation, too."""
-    bfloat16: bool = False
-    """Whether matrix products run in bfloat16; weights, softmax and sums stay in float32."""
+    bfloat16: bool | None = None
+    """Whether matrix products run in bfloat16, weights, softmax and sums staying in float32; none
+    for where the processor has instructions for it."""
     matmul_precision: Literal["highest", "high", "medium"] = "medium"
     """torch.set_float32_matmul_precision of other products; medium rounds to bfloat16 on AMX."""
     compile: bool = False
@@ -126,6 +128,7 @@ class _Run:
         self.checkpoints, self.workers = checkpoints, workers
         self.length = config.row_length or model.config.max_length
         self.optimizer = _optimizer(model, config)
+        self.bfloat16 = _has_bfloat16() if config.bfloat16 is None else config.bfloat16
         self.epoch = self.step_in_epoch = self.step = 0
         self.loss_sum, self.num_targets = 0.0, 0  # of the epoch so far
         self.history: list[dict[str, float]] = []
@@ -162,7 +165,7 @@ class _Run:
         torch.manual_seed((self.config.seed << 40) + (self.workers.rank << 32) + self.step)
         self.model.train()
         batch = to_tensors(batches.batch(index))
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
             loss = self.objective(self.model, batch)
         scale = 1 / batches.num_targets(index)
         (loss * scale).backward()
@@ -256,6 +259,11 @@ def _optimizer(model: SequenceModel, config: TrainConfig) -> torch.optim.Optimiz
         {"params": rest, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def _has_bfloat16() -> bool:
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in BFLOAT16_CAPABILITIES)
 
 
 @contextlib.contextmanager
