@@ -33,7 +33,8 @@ class Distillation:
     """An `Objective` that reads the stored targets."""
 
     def __init__(self, directory: Path, config: DistillConfig):
-        self.directory, self.config = directory, config
+        # Absolute: workers start in a directory of their own.
+        self.directory, self.config = directory.resolve(), config
 
     @cached_property
     def targets(self) -> Targets:

@@ -5,6 +5,7 @@ dies, the same call finds that checkpoint, too.
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import ray.train
@@ -45,9 +46,11 @@ def fit_on_ray(task: Task, directory: Path, num_workers: int) -> Fitted:
     Raises:
         ray.train.TrainingFailedError: workers failed more than `MAX_FAILURES` times.
     """
+    # Workers start in a directory of their own.
+    absolute = replace(task, dataset=task.dataset.resolve())
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"task": task},
+        train_loop_config={"task": absolute},
         scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(
             name="checkpoints",

@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,11 +53,12 @@ def weights(fitted):
 
 @pytest.mark.usefixtures("ray_started")
 def test_two_workers_follow_the_curve_of_one_and_a_killed_worker_changes_nothing(
-    dataset_directory, tmp_path
+    dataset_directory, tmp_path, monkeypatch
 ):
     from recsys.train.on_ray import fit_on_ray
 
-    task = Task(dataset=dataset_directory, model=MODEL, train=CONFIG)
+    monkeypatch.chdir(dataset_directory.parent)
+    task = Task(dataset=Path(dataset_directory.name), model=MODEL, train=CONFIG)
     alone = fit(task, tmp_path)
     pair = fit_on_ray(task, tmp_path / "pair", 2)
     killed = replace(task, objective=DiesOnce(tmp_path / "died", 5))
