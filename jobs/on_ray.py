@@ -50,6 +50,15 @@ def start_ray() -> None:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
         )
+    _guard_token()
+
+
+def _guard_token() -> None:
+    """Lets this user alone read the token that Ray has written."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if path.exists():
+        with contextlib.suppress(PermissionError):  # another user's, who lets us read it
+            path.chmod(0o600)
 
 
 @contextlib.contextmanager

@@ -60,7 +60,6 @@ def _with_log(job: Pipeline) -> Preset:
         return job.preset
     config = replace(
         job.preset.prepare,
-        source="log",
         log=job.log,
         items=job.items,
         order_column=job.order_column or job.preset.prepare.order_column,

@@ -10,10 +10,11 @@ import tyro
 from jobs.command import command
 from jobs.on_ray import start_ray
 from jobs.presets import Preset
-from recsys.data.read import list_files
+from recsys.data.movielens import FILES
+from recsys.data.read import identify, list_files
 from recsys.data.schema import PrepareConfig
 from recsys.data.split import GlobalTimeCut, LeaveOneOut
-from recsys.files import read_json, run_stage, sha256
+from recsys.files import read_json, run_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +76,14 @@ def _prepare(config: PrepareConfig, directory: Path) -> None:
 
 
 def _contents(config: PrepareConfig) -> dict[str, str]:
-    """Returns what tells one input from another: hashes of local files, addresses of others."""
+    """Returns what tells one input from another, by file."""
     locations = [location for location in (config.log, config.items) if location is not None]
-    if config.source == "movielens-1m" and config.log is not None and Path(config.log).is_dir():
-        locations = []
-    files = [file for location in locations for file in list_files(location)]
-    return {file: file if "://" in file else sha256(Path(file)) for file in files}
+    if config.source == "movielens-1m" and config.log is not None:
+        folder = Path(config.log)
+        files = [str(folder / name) for name in FILES] if folder.is_dir() else locations
+    else:
+        files = [file for location in locations for file in list_files(location)]
+    return {file: identify(file) for file in files}
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def run(job: Serve) -> None:
         batch_size=job.batch_size,
     )
     with tempfile.TemporaryDirectory(prefix="recsys-", ignore_cleanup_errors=True) as directory:
-        set_environment(os.environ, Path(directory), host=job.host, haproxy=job.haproxy)
+        set_environment(os.environ, Path(directory), haproxy=job.haproxy)
         _serve(job, config)
 
 
@@ -89,7 +89,7 @@ def _reload(update: Callable[[], None]) -> None:
     try:
         update()
         print("serve: the model directory was read again", flush=True)
-    except ValueError as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"serve: kept the model in service: {error}", flush=True)
 
 
@@ -103,6 +103,8 @@ def _greeting(job: Serve) -> str:
 
 
 def _require_free(host: str, port: int) -> None:
+    if not 0 < port < 2**16:
+        raise ValueError(f"--port is {port}; give one from 1 to 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -117,9 +119,11 @@ def main() -> None:
     """Runs the command line."""
     try:
         run(tyro.cli(Serve, description=__doc__))
-    except ValueError as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

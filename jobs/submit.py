@@ -1,7 +1,8 @@
 """Sends a job to a Ray cluster and follows it: `python -m jobs.submit pipeline quickstart`.
 
-Everything but `--address` goes to the job as it stands. The files of this checkout go with it, the
-results in runs/ do not: on a cluster of several hosts, give the job an `--output` that all reach.
+Everything but `--address` goes to the job as it stands. The files of this checkout go with it and
+are unpacked elsewhere, results in runs/ stay behind: give the job an absolute `--output`, on a
+cluster of several hosts one that all reach.
 """
 
 import argparse
@@ -88,6 +89,8 @@ def main() -> None:
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

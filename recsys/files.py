@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ from recsys.config import to_json
 
 SCHEMA_VERSION = 1
 STAGE_FILE = "stage.json"
+MARKER = "inputs.json"  # of an unfinished stage: what it is made from
+URI = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a Path holds one slash only
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -77,7 +80,11 @@ def run_stage(
 
     Returns:
         Whether the stage ran.
+
+    Raises:
+        ValueError: `output` is a URI; stages rename directories, which object stores cannot.
     """
+    _refuse_uri(output)
     prints = {key: fingerprint(v) if isinstance(v, Path) else v for key, v in inputs.items()}
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -90,14 +97,22 @@ def run_stage(
         print(f"{name}: up to date ({output})", flush=True)
         return False
     partial = _open_partial(output, record["fingerprint"])
-    started = time.perf_counter()
-    build(partial)
-    (partial / "inputs.json").unlink()
-    record["seconds"] = round(time.perf_counter() - started, 3)
-    write_json(partial / STAGE_FILE, record)
+    if not (partial / STAGE_FILE).exists():  # else it was killed just before the rename
+        started = time.perf_counter()
+        build(partial)
+        record["seconds"] = round(time.perf_counter() - started, 3)
+        write_json(partial / STAGE_FILE, record)
     _replace(partial, output)
-    print(f"{name}: {output} ({record['seconds']:.0f} s)", flush=True)
+    print(f"{name}: {output} ({read_json(output / STAGE_FILE)['seconds']:.0f} s)", flush=True)
     return True
+
+
+def _refuse_uri(output: Path) -> None:
+    if URI.match(str(output)):
+        raise ValueError(
+            f"{output} is a URI, and stages write to directories: give one, on a cluster one that "
+            "all nodes reach (a mounted share or bucket)"
+        )
 
 
 def _is_complete(output: Path, expected: str) -> bool:
@@ -106,7 +121,7 @@ def _is_complete(output: Path, expected: str) -> bool:
 
 def _open_partial(output: Path, expected: str) -> Path:
     partial = output.with_name(output.name + ".partial")
-    marker = partial / "inputs.json"
+    marker = partial / MARKER
     if partial.exists() and not (marker.exists() and read_json(marker) == expected):
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
@@ -120,4 +135,5 @@ def _replace(partial: Path, output: Path) -> None:
     if output.exists():
         output.rename(old)
     partial.rename(output)
+    (output / MARKER).unlink()
     shutil.rmtree(old, ignore_errors=True)

@@ -64,6 +64,38 @@ def test_parts_of_other_work_are_not_used(tmp_path):
     assert found == [False]
 
 
+def test_a_kill_just_before_the_rename_loses_nothing(tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    calls = []
+
+    def build(directory: Path) -> None:
+        calls.append(1)
+        (directory / "result").write_text("whole")
+
+    def run():
+        return run_stage(output, name="toy", config=1, inputs={}, build=build)
+
+    def killed(partial, output):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("recsys.files._replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert not output.exists()
+    assert run()
+    assert len(calls) == 1
+    assert sorted(path.name for path in output.iterdir()) == ["result", "stage.json"]
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/run", "gs://bucket/run"])
+def test_a_uri_as_output_is_refused_and_not_taken_for_a_folder(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is a URI"):
+        run_stage(Path(uri), name="toy", config=1, inputs={}, build=print)
+    assert not list(tmp_path.iterdir())
+
+
 def test_input_that_no_stage_finished_is_refused(tmp_path):
     with pytest.raises(ValueError, match="stage"):
         run_stage(tmp_path / "out", name="toy", config=1, inputs={"a": tmp_path}, build=print)

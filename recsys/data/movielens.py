@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 MD5 = "c4d9eecfca2ab87c1945afe126590906"  # as GroupLens publishes it
 FOLDER = "ml-1m"
+FILES = RATINGS, FILMS = ("ratings.dat", "movies.dat")
 TIMEOUT_SECONDS = 60
 
 
@@ -26,8 +27,8 @@ def convert(directory: Path, copy: str | None) -> tuple[Path, Path]:
     Raises:
         ValueError: the archive cannot be fetched, or is not the published one.
     """
-    ratings = _frame(copy, "ratings.dat", ["user_id", "item_id", "rating", "timestamp"], directory)
-    films = _frame(copy, "movies.dat", ["item_id", "title", "genres"], directory)
+    ratings = _frame(copy, RATINGS, ["user_id", "item_id", "rating", "timestamp"], directory)
+    films = _frame(copy, FILMS, ["item_id", "title", "genres"], directory)
     log, items = directory / "ratings.parquet", directory / "films.parquet"
     pq.write_table(pa.Table.from_pandas(ratings.drop(columns="rating")), log)
     pq.write_table(pa.Table.from_pandas(films), items)

@@ -23,7 +23,8 @@ from recsys.data.clean import CLEAN, PROBLEM, RAW, clean, wanted_columns
 from recsys.data.movielens import convert
 from recsys.data.read import check_file, list_files, read_batches, read_table
 from recsys.data.schema import PLACE, USER, PrepareConfig
-from recsys.data.synthetic import generate
+from recsys.data.split import LeaveOneOut
+from recsys.data.synthetic import SHORTEST, generate
 from recsys.data.vocabulary import read_item_table
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported
@@ -75,7 +76,8 @@ def _materialize_source(
         log = generate(config.synthetic)
         pq.write_table(log.interactions, scratch / "log.parquet")
         pq.write_table(log.items, scratch / "items.parquet")
-        facts["best_possible"] = log.best_possible
+        if config.split == LeaveOneOut() and config.k_core <= 1 and config.min_length <= SHORTEST:
+            facts["best_possible"] = log.best_possible  # of every user's last two items
         log_path, items_path = scratch / "log.parquet", scratch / "items.parquet"
     elif config.source == "movielens-1m":
         log_path, items_path = convert(scratch, config.log)

@@ -2,17 +2,22 @@
 
 import io
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from recsys.files import sha256
+
 BATCH_ROWS = 100_000
 MALFORMED = "malformed"  # column of a batch: the text of a row that could not be read
+NO_ROW = object()  # key of that text, which no JSON object has
 PARQUET, CSV, JSON_LINES = (".parquet", ".pq"), (".csv",), (".jsonl", ".ndjson", ".json")
 COMPRESSED = (".gz", ".bz2", ".zst")
 
@@ -24,21 +29,44 @@ def list_files(location: str) -> list[str]:
         ValueError: there is nothing to read.
     """
     system, path = _open(location)
-    prefix = location.partition("://")[0] + "://" if "://" in location else ""
     info = system.get_file_info(path)
     if info.type == fs.FileType.NotFound:
         raise ValueError(f"{location} does not exist")
     if info.type == fs.FileType.File:
-        return [prefix + path]
+        return [location]
     children = system.get_file_info(fs.FileSelector(path, recursive=True))
     files = sorted(
         child.path
         for child in children
-        if child.type == fs.FileType.File and _kind(child.path) and child.base_name[0] not in "._"
+        if child.type == fs.FileType.File and _kind(child.path) and not _is_hidden(child.path, path)
     )
     if not files:
         raise ValueError(f"{location} holds no .parquet, .csv or .jsonl file")
-    return [prefix + file for file in files]
+    return [_with_path(location, path, file) for file in files]
+
+
+def _is_hidden(file: str, folder: str) -> bool:
+    parts = PurePosixPath(file).relative_to(PurePosixPath(folder)).parts
+    return any(part[0] in "._" for part in parts)
+
+
+def _with_path(location: str, folder: str, file: str) -> str:
+    """Returns where `file` of the folder at `location` is, with the host and options of a URI."""
+    inside = str(PurePosixPath(file).relative_to(PurePosixPath(folder)))
+    if "://" not in location:
+        return str(PurePosixPath(location) / inside)
+    address, mark, options = location.partition("?")
+    return f"{address.rstrip('/')}/{quote(inside)}{mark}{options}"
+
+
+def identify(location: str) -> str:
+    """Returns what tells a file from what was there before: a local one's hash; else size and
+    time of change."""
+    if "://" not in location:
+        return sha256(Path(location))
+    system, path = _open(location)
+    info = system.get_file_info(path)
+    return f"{info.size} bytes, changed at {info.mtime_ns}"
 
 
 def check_file(location: str, columns: Sequence[str]) -> None:
@@ -92,7 +120,7 @@ def read_table(location: str, text_columns: Sequence[str] = ()) -> pa.Table:
         check_file(file, text_columns)
         try:
             tables += _read_whole(file, text_columns)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, TypeError, OverflowError, OSError) as error:
             raise ValueError(f"{file} cannot be read ({_first_line(error)})") from None
     if not tables:
         raise ValueError(f"{location} holds no rows")
@@ -112,7 +140,8 @@ def _open(location: str) -> tuple[fs.FileSystem, str]:
 
 
 def _kind(location: str) -> tuple[str, ...] | None:
-    path = PurePosixPath(location.lower())
+    address = location.partition("?")[0] if "://" in location else location
+    path = PurePosixPath(address.lower())
     suffix = path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
     return next((kind for kind in (PARQUET, CSV, JSON_LINES) if suffix in kind), None)
 
@@ -211,13 +240,15 @@ def _parse_line(line: str) -> dict:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
         row = None
-    return row if isinstance(row, dict) else {MALFORMED: line.strip()}
+    return row if isinstance(row, dict) else {NO_ROW: line.strip()}
 
 
 def _as_table(rows: list[dict], columns: Sequence[str]) -> pa.Table:
     """Returns some columns of rows, as text."""
-    names = [*columns, *([MALFORMED] if any(MALFORMED in row for row in rows) else [])]
-    return pa.table({name: _texts(rows, name) for name in names})
+    table = pa.table({name: _texts(rows, name) for name in columns})
+    if not any(NO_ROW in row for row in rows):
+        return table
+    return table.append_column(MALFORMED, _texts(rows, NO_ROW))
 
 
 def _as_typed_table(rows: list[dict], text_columns: Sequence[str]) -> pa.Table:
@@ -227,8 +258,8 @@ def _as_typed_table(rows: list[dict], text_columns: Sequence[str]) -> pa.Table:
         pa.ArrowInvalid: a row is no row, or a column has values of several types.
     """
     names = dict.fromkeys(name for row in rows for name in row)
-    if MALFORMED in names:
-        bad = next(row[MALFORMED] for row in rows if MALFORMED in row)
+    if NO_ROW in names:
+        bad = next(row[NO_ROW] for row in rows if NO_ROW in row)
         raise pa.ArrowInvalid(f"no JSON object: {bad[:100]}")
     return pa.table(
         {
@@ -240,11 +271,13 @@ def _as_typed_table(rows: list[dict], text_columns: Sequence[str]) -> pa.Table:
     )
 
 
-def _texts(rows: list[dict], name: str) -> pa.Array:
+def _texts(rows: list[dict], name: Hashable) -> pa.Array:
     return pa.array([_as_text(row.get(name)) for row in rows], pa.string())
 
 
 def _as_text(value: Any) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # as json.dump writes what is missing
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if value is None or isinstance(value, str) else json.dumps(value)

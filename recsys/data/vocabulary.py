@@ -24,7 +24,12 @@ def read_item_table(table: pa.Table, item_column: str) -> pa.Table:
     if item_column not in table.column_names:
         names = ", ".join(table.column_names)
         raise ValueError(f"the item table has no column {item_column!r}; it has {names}")
-    ids = as_text(table[item_column])
+    try:
+        ids = as_text(table[item_column])
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"the item table's {item_column!r} is no column of ids ({error})"
+        ) from None
     if ids.null_count:
         raise ValueError(f"the item table has {ids.null_count} rows without an id")
     counts = pc.value_counts(ids)

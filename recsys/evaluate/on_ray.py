@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util import ActorPool
 from tqdm import tqdm
 
@@ -38,10 +38,13 @@ def rank_on_ray(
 
     Args:
         make_scorer: loads the model in a worker.
+        num_workers: no more than Ray has CPUs are started.
 
     Raises:
-        ValueError: a score is not finite, or the scores are not of the dataset's catalogue.
+        ValueError: a score is not finite, the scores are not of the dataset's catalogue, or the
+            workers died.
     """
+    num_workers = max(1, min(num_workers, int(ray.cluster_resources().get("CPU", 1))))
     start = ray.remote(num_cpus=1, max_restarts=3, max_task_retries=3)(_Ranker).remote
     workers = [start(make_scorer, dataset.resolve()) for _ in range(num_workers)]
     num_parts = num_workers * PARTS_PER_WORKER
@@ -54,3 +57,5 @@ def rank_on_ray(
         return join([Ranking(*piece) for piece in bar])
     except RayTaskError as error:
         raise error.cause from None
+    except RayError as error:
+        raise ValueError(f"the workers that rank died: {str(error).splitlines()[0]}") from None

@@ -183,7 +183,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def _cells(row: dict[str, Any], teacher: dict[str, Any] | None) -> list[str]:
     low, high = row["ndcg@10_interval"]
     size, latency = row.get("size_bytes"), row.get("latency_ms_p50")
-    share = f"{row['ndcg@10'] / teacher['ndcg@10']:.1%}" if teacher else "-"
+    share = f"{row['ndcg@10'] / teacher['ndcg@10']:.1%}" if teacher and teacher["ndcg@10"] else "-"
     smaller = f"{teacher['size_bytes'] / size:.1f}x" if teacher and size else "-"
     return [
         row["name"],

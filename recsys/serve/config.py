@@ -38,6 +38,8 @@ class ServeConfig:
             raise ValueError(f"model_directory must be text, not {self.model_directory!r}")
         if not isinstance(self.batch_wait_s, int | float) or self.batch_wait_s < 0:
             raise ValueError(f"batch_wait_s must be 0 or more seconds, not {self.batch_wait_s!r}")
+        if not isinstance(self.limits, Limits):
+            raise ValueError(f"limits must be a mapping of Limits' fields, not {self.limits!r}")
         not_counts = {"model_directory", "batch_wait_s", "limits"}
         for name, value in vars(self).items():
             if name not in not_counts and (not isinstance(value, int) or value < 1):

@@ -44,18 +44,19 @@ def has_haproxy() -> bool:
 
 
 def set_environment(
-    environment: MutableMapping[str, str], directory: Path, *, host: str, haproxy: bool
+    environment: MutableMapping[str, str], directory: Path, *, haproxy: bool
 ) -> None:
-    """Sets what is not set yet.
+    """Sets what is not set yet. Only the endpoint itself may listen beyond this host.
 
     Args:
         directory: an empty one, for HAProxy's files; its path must be short (it holds sockets).
-        host: where the endpoint listens. On loopback, nothing else listens elsewhere.
         haproxy: whether HAProxy, rather than Ray's own proxy, takes the requests.
     """
     values = {
         # Replicas listen on every interface for handles; without the token they refuse.
         "RAY_AUTH_MODE": "token",
+        # Despite its name this makes Ray bind 127.0.0.1 instead of all interfaces.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0",
         # Workers at nice 15, Ray's default, lose to anything else on the host.
@@ -68,11 +69,7 @@ def set_environment(
         # Two endpoints on a host need ports and files of their own.
         values |= dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
         values |= {name: str(directory / file) for name, file in FILES.items()}
-        if host == LOOPBACK:
-            values["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(write_wrapper(directory))
-    if host == LOOPBACK:
-        # Despite its name this makes Ray bind 127.0.0.1 instead of all interfaces.
-        values["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        values["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(write_wrapper(directory))
     for name, value in values.items():
         environment.setdefault(name, value)
 

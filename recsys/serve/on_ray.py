@@ -74,7 +74,7 @@ class Recommend:
                 Recommender, directory, threads=self._config.threads
             )
             self._refused = None
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if self._model is None:
                 raise
             # Raising here would make Serve kill a replica that can answer.

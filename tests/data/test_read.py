@@ -5,8 +5,16 @@ import gzip
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
-from recsys.data.read import MALFORMED, check_file, list_files, read_batches, read_table
+from recsys.data.read import (
+    MALFORMED,
+    check_file,
+    identify,
+    list_files,
+    read_batches,
+    read_table,
+)
 
 COLUMNS = ["user_id", "item_id"]
 CSV = "user_id,extra,item_id\nu1,7,i1\nu2,8,\n"
@@ -34,7 +42,15 @@ def test_parquet(tmp_path):
 
 
 def test_files_of_a_folder_come_by_name_without_hidden_ones(tmp_path):
-    for name in ("b.csv", "a.jsonl", "c/d.parquet", "notes.txt", ".a.csv", "_SUCCESS.csv"):
+    for name in (
+        "b.csv",
+        "a.jsonl",
+        "c/d.parquet",
+        "notes.txt",
+        ".a.csv",
+        "_SUCCESS.csv",
+        "_log/0.json",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     names = [file.removeprefix(f"{tmp_path}/") for file in list_files(str(tmp_path))]
@@ -120,6 +136,8 @@ def test_tables_keep_ids_as_text_and_all_columns(tmp_path, name, text):
         ("items.csv", "item_id,year\na\n"),
         ("items.jsonl", '{"item_id": "a"}\nrubbish\n'),
         ("items.jsonl", '{"item_id": "a", "x": 1}\n{"item_id": "b", "x": "one"}\n'),
+        ("items.jsonl", '{"item_id": "a", "x": "one"}\n{"item_id": "b", "x": 3}\n'),
+        ("items.jsonl", '{"item_id": "a", "x": 100000000000000000000}\n'),
         ("items.jsonl", "\n"),
     ],
 )
@@ -127,3 +145,31 @@ def test_unusable_tables_are_refused(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=name):
         read_table(str(tmp_path / name), ["item_id"])
+
+
+def test_a_uri_keeps_its_host_and_options(monkeypatch, tmp_path):
+    (tmp_path / "a b.csv").write_text(CSV)
+
+    def open_uri(location):
+        assert location.endswith("?endpoint_override=localhost:9000")
+        return fs.LocalFileSystem(), str(tmp_path)
+
+    monkeypatch.setattr("recsys.data.read._open", open_uri)
+    found = list_files("s3://bucket/folder?endpoint_override=localhost:9000")
+    assert found == ["s3://bucket/folder/a%20b.csv?endpoint_override=localhost:9000"]
+
+
+def test_a_changed_file_is_another_whatever_its_address(tmp_path):
+    path = tmp_path / "log.csv"
+    for address in (str(path), f"file://{path}"):
+        path.write_text(CSV)
+        before = identify(address)
+        assert identify(address) == before
+        path.write_text(CSV + "u3,9,i3\n")
+        assert identify(address) != before
+
+
+def test_what_json_writes_for_missing_is_missing_and_a_field_may_be_called_malformed(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"user_id": NaN, "item_id": "i1", "malformed": "no"}\n')
+    assert _rows(path) == [{"user_id": None, "item_id": "i1"}]

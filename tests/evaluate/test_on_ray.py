@@ -62,3 +62,19 @@ def test_what_a_user_caused_comes_back_as_it_was(walks):
     with pytest.raises(ValueError, match=r"^a score is not finite") as error:
         rank_on_ray(make, walks.path, "test", num_workers=1)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("ray_started")
+def test_more_workers_than_ray_has_cpus_do_not_wait_for_ever(walks):
+    found = rank_on_ray(by_last_item, walks.path, "test", num_workers=100)
+    assert_same(rank_targets(by_last_item(), walks, "test"), found)
+
+
+@pytest.mark.usefixtures("ray_started")
+def test_a_worker_that_cannot_start_is_one_line(walks):
+    def make():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ValueError, match="workers that rank died") as error:
+        rank_on_ray(make, walks.path, "test", num_workers=1)
+    assert "\n" not in str(error.value)

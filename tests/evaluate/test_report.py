@@ -137,6 +137,11 @@ def test_table_without_a_teacher_gives_no_ratios():
     assert lines[1].split()[-5:] == ["2.00", "MiB", "1.50", "-", "-"]
 
 
+def test_a_teacher_that_knows_nothing_gives_no_ratios():
+    lines = table([{**TEACHER, "ndcg@10": 0.0}]).splitlines()
+    assert lines[1].split()[-2:] == ["-", "1.0x"]
+
+
 def test_row_of_a_report_with_and_without_costs():
     report = {"ndcg@10": 0.1, "ndcg@10_interval": [0.0, 0.2], "hr@10": 0.2}
     assert row("popularity", report) == {

@@ -4,6 +4,7 @@ tests/serve/test_on_ray.py asks an endpoint that `python -m jobs.serve` started.
 """
 
 import os
+import re
 import runpy
 import signal
 import socket
@@ -59,6 +60,12 @@ def test_a_taken_port_is_refused(tmp_path):
             run(Serve(model=write_model(tmp_path / "model"), port=port))
 
 
+@pytest.mark.parametrize("port", [0, 70_000])
+def test_a_port_that_cannot_be_is_refused(tmp_path, port):
+    with pytest.raises(ValueError, match="give one from 1 to 65535"):
+        run(Serve(model=write_model(tmp_path / "model"), port=port))
+
+
 def test_serve_run_starts_the_same_endpoint_behind_ray_s_own_proxy(tmp_path):
     config = yaml.safe_load((ROOT / "cluster" / "serve.yaml").read_text())
     (port,) = free_ports(1)
@@ -83,12 +90,10 @@ def test_serve_run_starts_the_same_endpoint_behind_ray_s_own_proxy(tmp_path):
 
 
 def serve_run(file: Path, log: Path) -> subprocess.Popen[bytes]:
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = {
         **kept,
-        "RAY_AUTH_MODE": "token",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_worker_niceness": "0",
+        **documented_environment(),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
     with log.open("w") as output:
@@ -99,6 +104,12 @@ def serve_run(file: Path, log: Path) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=output,
         )
+
+
+def documented_environment() -> dict[str, str]:
+    text = (ROOT / "cluster" / "serve.yaml").read_text()
+    (line,) = re.findall(r"^# +export (RAY_\S+=.*)$", text, re.MULTILINE)
+    return dict(word.split("=", 1) for word in line.split())
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from jobs.submit import ADDRESS, Submit, entrypoint, parse
+from recsys.checkpoint import verify_model
 from recsys.serve.environment import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,6 +135,21 @@ def test_two_jobs_run_and_their_logs_and_exit_codes_come_back(head):
     assert (bad.returncode, errors) == (2, ""), log + errors
     assert "no-such-preset" in log
     assert log.splitlines()[-1].endswith("failed")
+
+
+def test_a_submitted_training_leaves_a_model_where_it_was_told(head, tmp_path):
+    size = ["--synthetic.num-users=100", "--synthetic.num-items=300", "--synthetic.num-families=20"]
+    dataset = f"{tmp_path}/dataset"
+    run_job(head, "prepare", *size, f"--output={dataset}")
+    shape = ["--model.width=16", "--model.max-length=16", "--train.epochs=1"]
+    run_job(head, "train", f"--dataset={dataset}", f"--output={tmp_path}/teacher", *shape)
+    assert verify_model(tmp_path / "teacher")["role"] == "teacher"
+
+
+def run_job(head: Head, *words: str) -> None:
+    process = start(head.environment, *words, "--address", head.address)
+    log, errors = process.communicate(timeout=180)
+    assert (process.returncode, errors) == (0, ""), log + errors
 
 
 def one_line(environment: dict[str, str], *words: str) -> str:

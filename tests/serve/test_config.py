@@ -17,6 +17,7 @@ def test_settings_are_read():
         ({"model_directory": 3}, "must be text"),
         ({"model_directory": "m", "max_replica": 3}, "did you mean 'max_replicas'"),
         ({"model_directory": "m", "limits": {"maxk": 3}}, "did you mean 'max_k'"),
+        ({"model_directory": "m", "limits": 5}, "limits must be a mapping"),
         ({"model_directory": "m", "min_replicas": 0}, "min_replicas must be a positive"),
         ({"model_directory": "m", "batch_size": "9"}, "batch_size must be a positive"),
         ({"model_directory": "m", "batch_wait_s": -1}, "batch_wait_s must be 0 or more"),

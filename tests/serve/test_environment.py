@@ -10,24 +10,18 @@ def test_two_endpoints_on_a_host_share_no_port(tmp_path):
     for name in ("one", "two"):
         environment: dict[str, str] = {}
         (tmp_path / name).mkdir()
-        set_environment(environment, tmp_path / name, host="0.0.0.0", haproxy=True)
+        set_environment(environment, tmp_path / name, haproxy=True)
         ports |= {environment[port] for port in PORTS}
     assert len(ports) == 2 * len(PORTS)
 
 
 def test_what_the_user_set_stays(tmp_path):
     environment = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
-    set_environment(environment, tmp_path, host="127.0.0.1", haproxy=False)
+    set_environment(environment, tmp_path, haproxy=False)
     assert environment["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "0"
     assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
     assert environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert environment["RAY_AUTH_MODE"] == "token"
-
-
-def test_a_stated_host_is_not_kept_to_loopback(tmp_path):
-    environment: dict[str, str] = {}
-    set_environment(environment, tmp_path, host="0.0.0.0", haproxy=False)
-    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in environment
 
 
 def test_free_ports_differ():

@@ -21,7 +21,7 @@ from recsys.serve.environment import free_ports
 ROOT = Path(__file__).resolve().parents[2]
 write_model = runpy.run_path(str(Path(__file__).with_name("tiny_model.py")))["write_model"]
 LISTENING = "0A"
-EVERY_INTERFACE = {"00000000", "0" * 32}
+LOOPBACK = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,7 @@ def test_a_damaged_model_is_refused_and_the_old_one_stays(endpoint):
 
 
 def test_nothing_listens_beyond_loopback_but_the_replica_s_guarded_port(endpoint):
-    open_ports = listeners_on_every_interface(endpoint.process.pid)
+    open_ports = listeners_beyond_loopback(endpoint.process.pid)
     assert set(open_ports) <= replica_processes(endpoint.process.pid)
     for port in itertools.chain.from_iterable(open_ports.values()):
         assert refuses_strangers(port)
@@ -263,13 +263,13 @@ def replica_processes(pid: int) -> set[int]:
     }
 
 
-def listeners_on_every_interface(pid: int) -> dict[int, list[int]]:
+def listeners_beyond_loopback(pid: int) -> dict[int, list[int]]:
     ports: dict[str, int] = {}
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
             address, state, inode = (line.split()[i] for i in (1, 3, 9))
             host, port = address.split(":")
-            if state == LISTENING and host in EVERY_INTERFACE:
+            if state == LISTENING and host not in LOOPBACK:
                 ports[f"socket:[{inode}]"] = int(port, 16)
     found: dict[int, list[int]] = {}
     for one in {pid, *descendants(pid)}:
