@@ -4,6 +4,7 @@ Writes benchmarks/results/pipeline-<dataset>.json, its frontier's picture beside
 between the markers of that data set in the README.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 from recsys.evaluate.report import readable_bytes
 from recsys.files import read_json, write_json
 
+FOLDERS = re.compile(r"(?<=[ =])[^ =]*/")  # of paths in a command, which mean nothing elsewhere
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 UNITS = {"ndcg@10": "", "hr@10": "", "size_bytes": "bytes", "latency_ms_p50": "ms"}
@@ -25,7 +27,7 @@ def tidy(summary: dict[str, Any], dataset: str, command: str) -> list[dict[str, 
         "benchmark": "pipeline",
         "dataset": dataset,
         "system": "recsys",
-        "seed": 0,
+        "seed": summary["seed"],
         "command": command,
         "hardware": summary["hardware"],
         "versions": summary["versions"],
@@ -68,7 +70,7 @@ def markdown(summary: dict[str, Any], dataset: str, command: str) -> str:
             *lines,
             "",
             *([f"Best possible on this log: NDCG@10 {best['ndcg@10']:.4f}."] if best else []),
-            f"`{command}`, seed 0, {machine['cores']} cores ({machine['cpu']}), "
+            f"`{command}`, seed {summary['seed']}, {machine['cores']} cores ({machine['cpu']}), "
             f"{machine['memory_gib']} GiB; {summary['seconds']:.0f} seconds in all ({times}).",
             "",
             f"![frontier](benchmarks/results/pipeline-{dataset}.png)",
@@ -79,7 +81,7 @@ def markdown(summary: dict[str, Any], dataset: str, command: str) -> str:
 def main(run: Path, dataset: str) -> None:
     """Keeps the results of the run directory `run`."""
     summary = read_json(run / "summary.json")
-    command = f"python -m jobs.pipeline {'' if dataset == 'synthetic' else dataset}".strip()
+    command = FOLDERS.sub("", summary["command"])
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / f"pipeline-{dataset}.json", tidy(summary, dataset, command))
     shutil.copyfile(run / "frontier" / "frontier.png", RESULTS / f"pipeline-{dataset}.png")

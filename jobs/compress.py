@@ -1,13 +1,16 @@
 """Compress a student: `python -m jobs.compress [preset] [flags]`."""
 
-import shutil
 import sys
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jobs.command import command
 from jobs.presets import Preset
-from recsys.compress import Recipe, compress
+from jobs.recipes import RecipeFlag
+from jobs.train import train_on
+from recsys.compress import compress
 from recsys.compress.package import calibration_histories, package
 from recsys.compress.recover import recovery
 from recsys.data.sequences import Dataset
@@ -29,12 +32,15 @@ class Compress:
     """The teacher's answers, which recovery listens to."""
     output: Path
     """Where the compressed model directory goes."""
-    recipe: Recipe
-    """The steps, in order."""
+    recipe: RecipeFlag
+    """The steps in order, such as `prune-heads=2 factorize-items=16+3 int8`; +3 asks for three
+    epochs of recovery."""
     distill: DistillConfig
     """How recovery listens to the teacher."""
     train: TrainConfig
     """How recovery trains; a step says for how many epochs."""
+    num_workers: int = 0
+    """Data-parallel workers of recovery under Ray Train; 0 for this process."""
 
     @classmethod
     def from_preset(cls, preset: Preset, directory: Path) -> "Compress":
@@ -47,6 +53,7 @@ class Compress:
             recipe=preset.recipe,
             distill=preset.distill,
             train=preset.train_student,
+            num_workers=preset.num_workers,
         )
 
 
@@ -56,34 +63,40 @@ def run(job: Compress) -> Path:
     run_stage(
         job.output,
         name="compress",
-        config=(job.recipe, job.distill, job.train),
+        config=(job.recipe, job.distill, job.train, job.num_workers),
         inputs=inputs,
         build=lambda directory: _compress(job, directory),
+        scratch=("recovery-*",),
     )
     return job.output
 
 
 def _compress(job: Compress, directory: Path) -> None:
+    started = time.perf_counter()
     dataset = Dataset.open(job.dataset)
     model, precision = compress(
         load_model(job.model),
         job.recipe,
         histories=calibration_histories(dataset),
-        recover=recovery(job.dataset, Distillation(job.targets, job.distill), job.train, directory),
+        recover=recovery(
+            job.dataset,
+            Distillation(job.targets, job.distill),
+            job.train,
+            directory,
+            partial(train_on, num_workers=job.num_workers),
+        ),
     )
-    parents = {"model": fingerprint(job.model), "dataset": fingerprint(job.dataset)}
-    seed = job.train.seed
     package(
         model,
         directory,
         dataset,
         role="compressed",
-        seed=seed,
+        seed=job.train.seed,
         precision=precision,
-        parents=parents,
+        recipe=job.recipe,
+        parents={"model": fingerprint(job.model), "dataset": fingerprint(job.dataset)},
+        extra={"train_seconds": round(time.perf_counter() - started, 1)},
     )
-    for checkpoints in directory.glob("recovery-*"):
-        shutil.rmtree(checkpoints)
 
 
 if __name__ == "__main__":

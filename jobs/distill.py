@@ -1,17 +1,18 @@
 """Distil the teacher into a student: `python -m jobs.distill [preset] [flags]`."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.command import command
 from jobs.on_ray import start_ray
 from jobs.presets import Preset
-from jobs.train import train_model
+from jobs.train import SCRATCH, train_model
 from recsys.data.sequences import Dataset
 from recsys.distill.objective import Distillation, DistillConfig
-from recsys.distill.targets import TargetsConfig, write_targets
-from recsys.files import run_stage
+from recsys.distill.targets import TargetsConfig, require_room, write_targets
+from recsys.files import fingerprint, run_stage
 from recsys.models import ModelConfig, load_model
 from recsys.train.fit import Task
 from recsys.train.loop import TrainConfig
@@ -73,6 +74,7 @@ def run(job: Distill) -> Path:
         inputs=inputs,
         build=lambda directory: _write_targets(job, directory),
     )
+    made_from = {"dataset": job.dataset, "targets": job.targets}
     task = Task(
         dataset=job.dataset,
         model=job.model,
@@ -82,11 +84,10 @@ def run(job: Distill) -> Path:
     run_stage(
         job.output,
         name="distill",
-        config=(job.model, job.distill, job.train),
-        inputs={"dataset": job.dataset, "targets": job.targets},
-        build=lambda directory: train_model(
-            task, directory, role="student", num_workers=job.num_workers
-        ),
+        config=(job.model, job.distill, job.train, job.num_workers),
+        inputs=made_from,
+        build=lambda directory: _train(job, task, directory, made_from),
+        scratch=SCRATCH,
     )
     return job.output
 
@@ -96,15 +97,20 @@ def _train_alone(job: Distill, output: Path) -> None:
     run_stage(
         output,
         name="student-alone",
-        config=(job.model, job.train),
+        config=(job.model, job.train, job.num_workers),
         inputs={"dataset": job.dataset},
-        build=lambda directory: train_model(
-            task, directory, role="student", num_workers=job.num_workers
-        ),
+        build=lambda directory: _train(job, task, directory, {"dataset": job.dataset}),
+        scratch=SCRATCH,
     )
 
 
+def _train(job: Distill, task: Task, directory: Path, made_from: Mapping[str, Path]) -> None:
+    parents = {name: fingerprint(path) for name, path in made_from.items()}
+    train_model(task, directory, role="student", num_workers=job.num_workers, parents=parents)
+
+
 def _write_targets(job: Distill, directory: Path) -> None:
+    require_room(Dataset.open(job.dataset), directory, job.keep)
     if job.num_target_workers == 0:
         write_targets(load_model(job.teacher), Dataset.open(job.dataset), directory, job.keep)
         return

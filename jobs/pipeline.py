@@ -1,9 +1,11 @@
 """From a raw log to a served, compressed student: `python -m jobs.pipeline [preset] [flags]`."""
 
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from jobs import compress, distill, prepare, search, train
 from jobs.command import command
@@ -31,6 +33,9 @@ class Pipeline:
     """The item table, a path or URI."""
     order_column: str | None = None
     """The column that orders events of the same time."""
+    split: Literal["leave-one-out", "global-time-cut"] | None = None
+    """Whether each user's last two items are held out, or what comes after two moments; none for
+    the preset's own choice."""
 
     @classmethod
     def from_preset(cls, preset: Preset, directory: Path) -> "Pipeline":
@@ -40,31 +45,26 @@ class Pipeline:
 
 def run(job: Pipeline) -> dict:
     """Runs the pipeline, prints its table, and returns what it wrote as summary.json."""
-    preset = _with_log(job)
+    preset = _with_flags(job)
     directory = job.output
-    prepare.run(prepare.Prepare.from_preset(preset, directory))
+    preparation = prepare.Prepare.from_preset(preset, directory)
+    prepare.run(replace(preparation, split=job.split or preparation.split))
     train.run(train.Train.from_preset(preset, directory))
     distillation = distill.Distill.from_preset(preset, directory)
     distill.run(replace(distillation, alone=directory / "student-alone"))
     compress.run(compress.Compress.from_preset(preset, directory))
     picked = search.run(search.Search.from_preset(preset, directory))
     _keep(picked, directory)
-    summary = _summary(directory)
+    summary = _summary(preset, directory)
     write_json(directory / "summary.json", summary)
     _show(directory, summary)
     return summary
 
 
-def _with_log(job: Pipeline) -> Preset:
-    if job.log is None:
-        return job.preset
-    config = replace(
-        job.preset.prepare,
-        log=job.log,
-        items=job.items,
-        order_column=job.order_column or job.preset.prepare.order_column,
-    )
-    return replace(job.preset, prepare=config)
+def _with_flags(job: Pipeline) -> Preset:
+    given = {"log": job.log, "items": job.items, "order_column": job.order_column}
+    config = replace(job.preset.prepare, **{k: v for k, v in given.items() if v is not None})
+    return replace(job.preset, prepare=config.resolved())
 
 
 def _keep(picked: Path, directory: Path) -> None:
@@ -77,7 +77,7 @@ def _keep(picked: Path, directory: Path) -> None:
     run_stage(directory / "chosen", name="choose", config=picked.name, inputs=inputs, build=build)
 
 
-def _summary(directory: Path) -> dict:
+def _summary(preset: Preset, directory: Path) -> dict:
     dataset = Dataset.open(directory / "dataset")
     baselines = {"popularity": popularity(dataset), "last-item-markov": last_item_markov(dataset)}
     rows = [
@@ -93,6 +93,8 @@ def _summary(directory: Path) -> dict:
         "stages": times,
         "rows": rows,
         "best_possible": best["test"] if best else None,
+        "command": shlex.join(["python", "-m", "jobs.pipeline", *sys.argv[1:]]),
+        "seed": preset.train.seed,
         "hardware": hardware(),
         "versions": versions(),
     }

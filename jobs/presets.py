@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from recsys.compress import FactorizeItems, Quantize, Recipe
+from jobs.recipes import RecipeFlag
+from recsys.compress import Quantize
 from recsys.data.schema import PrepareConfig
 from recsys.distill.objective import DistillConfig
 from recsys.distill.targets import TargetsConfig
 from recsys.models import ModelConfig, TransformerConfig
-from recsys.search.space import SearchConfig
+from recsys.search.space import ChooseConfig, SearchConfig
 from recsys.train.loop import TrainConfig
 
 
@@ -31,10 +32,12 @@ class Preset:
     """How the student listens to the teacher."""
     train_student: TrainConfig
     """How students are trained, distilled and alone."""
-    recipe: Recipe = (Quantize(),)
+    recipe: RecipeFlag = (Quantize(),)
     """How the student is compressed."""
     search: SearchConfig = field(default_factory=SearchConfig)
     """What is searched for."""
+    choose: ChooseConfig = field(default_factory=ChooseConfig)
+    """Which point of the frontier is served."""
     num_workers: int = 2
     """Workers that train teacher and student; 0 for this process, without Ray."""
 
@@ -140,7 +143,6 @@ AMAZON_MULTI = Preset(
         width=32, num_layers=1, num_heads=1, feed_forward_width=64, max_length=50, item_rank=16
     ),
     train_student=TrainConfig(epochs=20, batch_rows=64, learning_rate=2e-3, num_threads=1),
-    recipe=(FactorizeItems(rank=16), Quantize()),
 )
 
 PRESETS = {

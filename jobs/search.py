@@ -10,8 +10,8 @@ from jobs.presets import Preset
 from recsys.data.sequences import Dataset
 from recsys.files import run_stage
 from recsys.models import ModelConfig
-from recsys.search.frontier import picked_model, references, write_frontier
-from recsys.search.space import SearchConfig
+from recsys.search.frontier import choose_point, references, write_frontier
+from recsys.search.space import ChooseConfig, SearchConfig
 from recsys.search.trial import Material
 from recsys.train.loop import TrainConfig
 
@@ -33,9 +33,11 @@ class Search:
     student: ModelConfig
     """What the search does not vary is taken from this shape."""
     train: TrainConfig
-    """How students are trained."""
+    """How students are trained, but for --search.epochs; a trial has one thread."""
     search: SearchConfig
-    """How long to search, over what, and which point to pick."""
+    """How long to search, and over what."""
+    choose: ChooseConfig
+    """Which point is served; another choice does not search again."""
 
     @classmethod
     def from_preset(cls, preset: Preset, directory: Path) -> "Search":
@@ -49,22 +51,26 @@ class Search:
             student=preset.student,
             train=preset.train_student,
             search=preset.search,
+            choose=preset.choose,
         )
 
 
 def run(job: Search) -> Path:
-    """Searches, unless that is done, and returns the model directory that the rule picks."""
+    """Searches, unless that is done, and returns the model directory that is chosen."""
     seeds = {path.name: path for path in job.models}
+    if len(seeds) < len(job.models):
+        raise ValueError(f"two of the models have the same name: {', '.join(map(str, job.models))}")
     run_stage(
         job.output,
         name="search",
-        config=(job.student, job.train, job.search),
+        config=(job.student, job.train, replace(job.search, max_concurrent=1)),
         inputs={"dataset": job.dataset, "teacher": job.teacher, "targets": job.targets, **seeds},
         build=lambda directory: _search(job, directory, seeds),
+        scratch=("points", "study"),
     )
-    picked = picked_model(job.output)
-    print(f"  {job.output / 'frontier.html'}; chosen: {picked.name}", flush=True)
-    return picked
+    chosen = choose_point(job.output, job.choose)
+    print(f"  {job.output / 'frontier.html'}; chosen: {chosen.name}", flush=True)
+    return chosen
 
 
 def _search(job: Search, directory: Path, seeds: dict[str, Path]) -> None:
@@ -80,11 +86,7 @@ def _search(job: Search, directory: Path, seeds: dict[str, Path]) -> None:
         search(material, job.student, job.search, directory)
     dataset = Dataset.open(job.dataset)
     write_frontier(
-        directory,
-        job.search,
-        seeds=seeds,
-        dataset=dataset,
-        references=references(job.teacher, dataset),
+        directory, seeds=seeds, dataset=dataset, references=references(job.teacher, dataset)
     )
 
 

@@ -1,8 +1,8 @@
 """Train the teacher: `python -m jobs.train [preset] [flags]`."""
 
-import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from recsys.files import fingerprint, run_stage
 from recsys.models import ModelConfig
 from recsys.train.fit import Fitted, Task, fit
 from recsys.train.loop import TrainConfig
+
+SCRATCH = ("checkpoint.pt", "checkpoints", "progress")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,13 @@ def run(job: Train) -> Path:
     task = Task(dataset=job.dataset, model=job.model, train=job.train)
 
     def build(directory: Path) -> None:
-        train_model(task, directory, role="teacher", num_workers=job.num_workers)
+        train_model(
+            task,
+            directory,
+            role="teacher",
+            num_workers=job.num_workers,
+            parents={"dataset": fingerprint(job.dataset)},
+        )
 
     run_stage(
         job.output,
@@ -57,12 +65,19 @@ def run(job: Train) -> Path:
         config=(job.model, job.train, job.num_workers),
         inputs={"dataset": job.dataset},
         build=build,
+        scratch=SCRATCH,
     )
     return job.output
 
 
-def train_model(task: Task, directory: Path, *, role: str, num_workers: int) -> None:
-    """Trains what `task` says, in `directory`, and leaves a complete model directory there."""
+def train_model(
+    task: Task, directory: Path, *, role: str, num_workers: int, parents: Mapping[str, str]
+) -> None:
+    """Trains what `task` says, in `directory`, and leaves a complete model directory there.
+
+    Args:
+        parents: fingerprints of what it is made from, by name.
+    """
     started = time.perf_counter()
     fitted = train_on(task, directory, num_workers)
     package(
@@ -71,13 +86,12 @@ def train_model(task: Task, directory: Path, *, role: str, num_workers: int) -> 
         Dataset.open(task.dataset),
         role=role,
         seed=task.train.seed,
-        parents={"dataset": fingerprint(task.dataset)},
+        parents=parents,
         extra={
             "train_seconds": round(time.perf_counter() - started, 1),
             "history": fitted.history,
         },
     )
-    discard_checkpoints(directory)
 
 
 def train_on(task: Task, directory: Path, num_workers: int) -> Fitted:
@@ -88,12 +102,6 @@ def train_on(task: Task, directory: Path, num_workers: int) -> Fitted:
     from recsys.train.on_ray import fit_on_ray
 
     return fit_on_ray(task, directory, num_workers)
-
-
-def discard_checkpoints(directory: Path) -> None:
-    """Deletes what only an unfinished training needs."""
-    (directory / "checkpoint.pt").unlink(missing_ok=True)
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ SHA-256. Weights are safetensors and graphs are ONNX: reading either runs no cod
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def save_model(
     items: Path,
     role: str,
     parents: Mapping[str, str] | None = None,
+    recipe: Sequence[Any] = (),
 ) -> None:
     """Writes a model directory.
 
@@ -36,12 +37,20 @@ def save_model(
         items: the `items.parquet` that maps item indexes to external ids; copied.
         role: "teacher", "student" or "compressed".
         parents: fingerprints of what it was made from, by name.
+        recipe: the compression steps that made it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     save_file({key: np.ascontiguousarray(w) for key, w in weights.items()}, directory / WEIGHTS)
     shutil.copyfile(items, directory / ITEMS)
-    value = {"schema_version": SCHEMA_VERSION, "role": role, "model": to_json(config)}
-    write_json(directory / CONFIG, {**value, "parents": dict(parents or {}), "files": {}})
+    value = {
+        "schema_version": SCHEMA_VERSION,
+        "role": role,
+        "model": to_json(config),
+        "recipe": to_json(recipe),
+        "parents": dict(parents or {}),
+        "files": {},
+    }
+    write_json(directory / CONFIG, value)
     seal_model(directory)
 
 

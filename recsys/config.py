@@ -35,6 +35,13 @@ def from_json(annotation: Any, data: Any) -> Any:
     return Path(str(data)) if annotation is Path else data
 
 
+def require_at_least(least: int, **settings: int) -> None:
+    """Raises a ValueError that names the first of `settings` that is below `least`."""
+    for name, value in settings.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
 def _build(cls: type, values: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     for key in values:

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def run_stage(
     config: Any,
     inputs: Mapping[str, Path | str],
     build: Callable[[Path], None],
+    scratch: Sequence[str] = (),
 ) -> bool:
     """Builds `output` unless it is there already, made from the same config and inputs.
 
@@ -77,6 +78,8 @@ def run_stage(
 
     Args:
         inputs: directories of earlier stages (their fingerprints count), or strings as they are.
+        scratch: patterns of what only an unfinished stage needs, such as checkpoints; deleted once
+            the output is there, so that a kill at any time loses nothing.
 
     Returns:
         Whether the stage ran.
@@ -94,6 +97,7 @@ def run_stage(
     }
     record["fingerprint"] = hash_of(record)
     if _is_complete(output, record["fingerprint"]):
+        _discard(output, scratch)
         print(f"{name}: up to date ({output})", flush=True)
         return False
     partial = _open_partial(output, record["fingerprint"])
@@ -103,8 +107,17 @@ def run_stage(
         record["seconds"] = round(time.perf_counter() - started, 3)
         write_json(partial / STAGE_FILE, record)
     _replace(partial, output)
+    _discard(output, scratch)
     print(f"{name}: {output} ({read_json(output / STAGE_FILE)['seconds']:.0f} s)", flush=True)
     return True
+
+
+def _discard(directory: Path, patterns: Sequence[str]) -> None:
+    for path in [path for pattern in patterns for path in directory.glob(pattern)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _refuse_uri(output: Path) -> None:

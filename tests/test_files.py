@@ -88,6 +88,30 @@ def test_a_kill_just_before_the_rename_loses_nothing(tmp_path, monkeypatch):
     assert sorted(path.name for path in output.iterdir()) == ["result", "stage.json"]
 
 
+def test_scratch_goes_once_the_output_is_there(tmp_path, monkeypatch):
+    output = tmp_path / "out"
+
+    def build(directory: Path) -> None:
+        (directory / "checkpoints").mkdir()
+        for name in ("checkpoints/1", "step-7", "result"):
+            (directory / name).write_text("x")
+
+    def run():
+        scratch = ("checkpoints", "step-*")
+        return run_stage(output, name="toy", config=1, inputs={}, build=build, scratch=scratch)
+
+    def killed(directory, patterns):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("recsys.files._discard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert (output / "checkpoints").exists()
+    assert not run()
+    assert sorted(path.name for path in output.iterdir()) == ["result", "stage.json"]
+
+
 @pytest.mark.parametrize("uri", ["s3://bucket/run", "gs://bucket/run"])
 def test_a_uri_as_output_is_refused_and_not_taken_for_a_folder(uri, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

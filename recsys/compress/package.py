@@ -1,17 +1,18 @@
 """From a trained model to a complete model directory: weights, graph, report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recsys.checkpoint import ITEMS, seal_model
+from recsys.compress import Recipe
 from recsys.compress.export import export_onnx
 from recsys.compress.graph import Precision
 from recsys.data.sequences import Dataset
-from recsys.evaluate.ranking import Split
-from recsys.evaluate.report import report_model, write_report
+from recsys.evaluate.engine import OnnxModel
+from recsys.evaluate.report import evaluate_scorer, report_model, write_report
 from recsys.models import save
 from recsys.models.interface import SequenceModel
 
@@ -33,30 +34,34 @@ def package(
     role: str,
     seed: int,
     precision: Precision = "float32",
-    splits: Sequence[Split] = ("validation", "test"),
+    recipe: Recipe = (),
     parents: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes weights, ONNX graph and report.json; returns the report of the last of `splits`.
+    """Writes weights, ONNX graph and report.json; returns the report.
 
-    Everything in the report is measured on the graph that was written, by the engine that serves.
-    The reports of the other splits stand in it under their names.
+    Everything in the report is measured on the graph that was written, by the engine that serves:
+    on test, and the accuracy on validation under its name.
 
     Args:
+        recipe: the steps that made the model, for its config.json.
         extra: further entries of the report, such as "train_seconds".
 
     Raises:
         ValueError: graph and model disagree.
     """
-    save(model, directory, items=dataset.path / ITEMS, role=role, parents=parents)
+    save(model, directory, items=dataset.path / ITEMS, role=role, parents=parents, recipe=recipe)
     histories = calibration_histories(dataset)
     parity = export_onnx(model, directory, histories=histories, precision=precision)
     seal_model(directory)
     num_parameters = sum(p.numel() for p in model.parameters())
-    more = {**(extra or {}), "export": {"precision": precision, **parity}}
-    reports = {split: report_model(directory, dataset, split=split, seed=seed) for split in splits}
-    report = {**reports[splits[-1]], "num_parameters": num_parameters, **more}
-    for split in splits[:-1]:
-        report[split] = {k: v for k, v in reports[split].items() if "@" in k or k == "mrr"}
+    validation = evaluate_scorer(OnnxModel(directory).scores, dataset, "validation", seed=seed)
+    report = {
+        **report_model(directory, dataset, split="test", seed=seed),
+        "num_parameters": num_parameters,
+        **(extra or {}),
+        "export": {"precision": precision, **parity},
+        "validation": {k: v for k, v in validation.items() if "@" in k or k == "mrr"},
+    }
     write_report(directory, report)
     return report

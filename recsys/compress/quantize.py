@@ -12,13 +12,6 @@ LARGEST_CODE = 127
 class Quantize:
     """Stores linear maps and the item table in 8 bits in the serving graph."""
 
-    bits: int = 8
-    """Bits of a stored weight; 8 is what the serving engine computes with."""
-
-    def __post_init__(self) -> None:
-        if self.bits != 8:
-            raise ValueError(f"Quantize.bits must be 8, not {self.bits}")
-
 
 def quantize(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns uint8 codes and float32 scales: weight = (codes - 128) * scales, nearly.

@@ -1,10 +1,12 @@
 """Teacher inference by Ray Data: a pool of model workers, each writing the files of its users."""
 
+import collections
 from pathlib import Path
 from typing import Any
 
 import ray.data
 import torch
+from tqdm import tqdm
 
 from recsys.data.sequences import Dataset
 from recsys.distill.targets import TargetsConfig, shard_ranges, write_shard
@@ -42,4 +44,5 @@ def write_targets_on_ray(
         compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(ranges))),
         num_cpus=1,
     )
-    done.materialize()
+    bar = tqdm(done.iter_rows(), "targets", len(ranges), disable=None, leave=False)
+    collections.deque(bar, maxlen=0)

@@ -5,6 +5,7 @@
 log-normaliser of all scores, so that exp(score - log_normalizer) is the teacher's probability.
 """
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,28 @@ class TargetsConfig:
     top_k: int = 64
     """Items kept at each position (K)."""
 
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+
     def bytes_per_position(self) -> int:
         """Returns the bytes that a training position takes on disk."""
         return self.top_k * (4 + 2) + 4
+
+
+def require_room(dataset: Dataset, directory: Path, config: TargetsConfig) -> None:
+    """Checks that the targets fit the disk.
+
+    Raises:
+        ValueError: they do not; with what is needed and what there is.
+    """
+    needed = int(first_rows(dataset)[-1]) * config.bytes_per_position()
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise ValueError(
+            f"the targets need {needed / 2**30:.1f} GiB ({config.bytes_per_position()} bytes a "
+            f"position) and {directory} has {free / 2**30:.1f} GiB left: keep a smaller top-k"
+        )
 
 
 def shard_ranges(dataset: Dataset) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """The union of model configs, building what they describe, and its way to disk and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,11 +29,18 @@ def save(
     items: Path,
     role: str,
     parents: Mapping[str, str] | None = None,
+    recipe: Sequence[Any] = (),
 ) -> None:
     """Writes `model` as a model directory; see `recsys.checkpoint.save_model`."""
     weights = {name: w.detach().cpu().numpy() for name, w in model.state_dict().items()}
     save_model(
-        directory, config=model.config, weights=weights, items=items, role=role, parents=parents
+        directory,
+        config=model.config,
+        weights=weights,
+        items=items,
+        role=role,
+        parents=parents,
+        recipe=recipe,
     )
 
 

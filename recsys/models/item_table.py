@@ -7,7 +7,7 @@ INITIAL_DEVIATION = 0.02
 
 
 class DenseItemTable(nn.Module):
-    """V rows of width D; row 0 is padding and stays zero."""
+    """V rows of width D; row 0 is padding: masked in histories, never recommended."""
 
     def __init__(self, num_items_with_padding: int, width: int):
         super().__init__()

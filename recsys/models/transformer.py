@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from recsys.config import require_at_least
 from recsys.models.item_table import item_table
 from recsys.models.layers import Block, Dropout, rotary_angles
 
@@ -37,10 +38,14 @@ class TransformerConfig:
     """Rank of the item table; none for a dense one."""
 
     def __post_init__(self) -> None:
+        for name in ("width", "num_layers", "num_heads", "head_width", "feed_forward_width"):
+            require_at_least(1, **{name: getattr(self, name)})
+        require_at_least(1, max_length=self.max_length)
+        for name in ("linear_rank", "item_rank"):
+            if getattr(self, name) is not None:
+                require_at_least(1, **{name: getattr(self, name)})
         if self.head_width % 2:
             raise ValueError(f"head_width must be even, not {self.head_width}")
-        if min(self.width, self.num_layers, self.num_heads, self.max_length) < 1:
-            raise ValueError("width, num_layers, num_heads and max_length must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from recsys.evaluate.baselines import last_item_markov, popularity
 from recsys.evaluate.cost import latency_ms
 from recsys.evaluate.engine import OnnxModel
 from recsys.evaluate.report import evaluate_scorer, sample_histories, write_report
-from recsys.files import read_json
+from recsys.files import read_json, write_json
 from recsys.search.pareto import ACCURACY, LATENCY, choose, front
 from recsys.search.report import write_page, write_plot
-from recsys.search.space import SearchConfig
+from recsys.search.space import ChooseConfig
 from recsys.search.trial import ROW, row_of
 
-POINTS, MODELS = "points.parquet", "models"
+POINTS, MODELS, REFERENCES = "points.parquet", "models", "references.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,9 @@ def references(teacher: Path, dataset: Dataset) -> References:
 
 
 def write_frontier(
-    directory: Path,
-    config: SearchConfig,
-    *,
-    seeds: Mapping[str, Path],
-    dataset: Dataset,
-    references: References,
+    directory: Path, *, seeds: Mapping[str, Path], dataset: Dataset, references: References
 ) -> None:
-    """Writes the frontier of all points below `directory`/points and of `seeds`.
+    """Writes the points below `directory`/points and of `seeds`, and the models on the front.
 
     Latencies are measured again, one model after the other: trials share the machine.
 
@@ -70,8 +65,30 @@ def write_frontier(
         _measure_latency(row, models[row["name"]], dataset)
     for row, on_front in zip(rows, front(rows), strict=True):
         row["on_front"] = on_front
-    chosen = pick(rows, references.teacher[ACCURACY], config)["name"]
     _copy_models(directory / MODELS, {r["name"]: r for r in rows if r["on_front"]}, models)
+    write_json(directory / REFERENCES, asdict(references))
+    _write_points(directory / POINTS, rows, chosen="")
+
+
+def choose_point(directory: Path, config: ChooseConfig) -> Path:
+    """Marks the point that `config` asks for in the table, the picture and the page of a frontier.
+
+    Returns:
+        The point's model directory.
+
+    Raises:
+        ValueError: `directory` is not a frontier, or has no such point.
+    """
+    if not (directory / POINTS).exists():
+        raise ValueError(f"{directory} holds no {POINTS}; run jobs.search")
+    rows = _read_points(directory / POINTS)
+    references = References(**read_json(directory / REFERENCES))
+    chosen = choose(
+        [row for row in rows if row["on_front"]],
+        teacher_accuracy=references.teacher[ACCURACY],
+        tolerance=config.tolerance,
+        point=config.point,
+    )["name"]
     _write_points(directory / POINTS, rows, chosen)
     write_plot(directory / "frontier.png", rows, references.teacher, references.baselines, chosen)
     write_page(
@@ -80,34 +97,9 @@ def write_frontier(
         references.teacher,
         references.baselines,
         chosen=chosen,
-        rule=f"{config.pick}, within {config.tolerance:.1%} of the teacher",
+        rule=f"{config.point}, within {config.tolerance:.1%} of the teacher",
     )
-    shutil.rmtree(directory / "points", ignore_errors=True)
-    shutil.rmtree(directory / "study", ignore_errors=True)
-
-
-def pick(
-    rows: Sequence[Mapping[str, Any]], teacher_accuracy: float, config: SearchConfig
-) -> Mapping[str, Any]:
-    """Returns the row on the front that `config` asks for."""
-    return choose(
-        [row for row in rows if row["on_front"]],
-        teacher_accuracy=teacher_accuracy,
-        tolerance=config.tolerance,
-        pick=config.pick,
-    )
-
-
-def picked_model(directory: Path) -> Path:
-    """Returns the model directory that the rule picked.
-
-    Raises:
-        ValueError: `directory` is not a frontier.
-    """
-    if not (directory / POINTS).exists():
-        raise ValueError(f"{directory} holds no {POINTS}; run jobs.search")
-    table = pq.read_table(directory / POINTS, columns=["name", "chosen"]).to_pylist()
-    return directory / MODELS / next(row["name"] for row in table if row["chosen"])
+    return directory / MODELS / chosen
 
 
 def _measure_latency(row: dict[str, Any], model: Path, dataset: Dataset) -> None:
@@ -138,4 +130,17 @@ def _write_points(path: Path, rows: Sequence[Mapping[str, Any]], chosen: str) ->
         }
         for row in rows
     ]
-    pq.write_table(pa.Table.from_pylist(flat), path)
+    beside = path.with_suffix(".tmp")
+    pq.write_table(pa.Table.from_pylist(flat), beside)
+    beside.replace(path)
+
+
+def _read_points(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows that `_write_points` was given."""
+    made = ("test_ndcg@10", "test_hr@10", "chosen")
+    rows = [
+        {key: value for key, value in row.items() if key not in made}
+        for row in pq.read_table(path).to_pylist()
+    ]
+    parts = ("config", "report")
+    return [{**row, **{part: json.loads(row[part]) for part in parts}} for row in rows]

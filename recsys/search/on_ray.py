@@ -41,9 +41,10 @@ def search(material: Material, student: ModelConfig, config: SearchConfig, direc
     trainable = tune.with_resources(trial, {"cpu": 1})
     results = _tuner(trainable, config, directory).fit()
     if results.num_errors:
-        print(f"search: {results.num_errors} trials failed; the first: {results.errors[0]}")
-    if results.num_errors == len(results):
-        raise ValueError(f"every trial of the search failed: {results.errors[0]}")
+        first = str(results.errors[0]).strip().splitlines()[-1]
+        print(f"search: {results.num_errors} of {len(results)} trials failed; the first: {first}")
+        if results.num_errors == len(results):
+            raise ValueError(f"every trial of the search failed: {first}")
 
 
 def _tuner(trainable: Any, config: SearchConfig, directory: Path) -> Tuner:

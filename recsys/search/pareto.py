@@ -32,14 +32,14 @@ def front(rows: Sequence[Mapping[str, Any]]) -> list[bool]:
 
 
 def choose(
-    rows: Sequence[Mapping[str, Any]], *, teacher_accuracy: float, tolerance: float, pick: str
+    rows: Sequence[Mapping[str, Any]], *, teacher_accuracy: float, tolerance: float, point: str
 ) -> Mapping[str, Any]:
     """Returns the row that the rule picks.
 
     Args:
         rows: points of the front.
         tolerance: how much of the teacher's accuracy, on validation, may be lost.
-        pick: "smallest" or "fastest" of those within the tolerance, or a point's name. Where none
+        point: "smallest" or "fastest" of those within the tolerance, or a point's name. Where none
             is within it, the most accurate.
 
     Raises:
@@ -47,12 +47,12 @@ def choose(
     """
     if not rows:
         raise ValueError("the frontier is empty: run jobs.search")
-    if pick not in ("smallest", "fastest"):
-        return _named(rows, pick)
+    if point not in ("smallest", "fastest"):
+        return _named(rows, point)
     enough = [row for row in rows if row[ACCURACY] >= (1 - tolerance) * teacher_accuracy]
     if not enough:
         return max(rows, key=lambda row: row[ACCURACY])
-    cost = SIZE if pick == "smallest" else LATENCY
+    cost = SIZE if point == "smallest" else LATENCY
     return min(enough, key=lambda row: (row[cost], -row[ACCURACY]))
 
 

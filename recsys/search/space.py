@@ -13,7 +13,7 @@ from recsys.models import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How long to search, over what, and which point to pick."""
+    """How long to search, and over what."""
 
     num_trials: int = 6
     """Students to train, besides the one that the pipeline has made."""
@@ -37,12 +37,18 @@ class SearchConfig:
     """Whether weights are stored in eight bits."""
     recover_epochs: int = 3
     """Epochs of recovery after the item table is factored."""
-    tolerance: float = 0.01
-    """Share of the teacher's NDCG@10 on validation that the picked point may lose."""
-    pick: str = "smallest"
-    """"smallest" or "fastest" within the tolerance, or the name of a point."""
     seed: int = 0
     """Seed of the sampler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChooseConfig:
+    """Which point of the frontier is served."""
+
+    point: str = "smallest"
+    """The "smallest" or the "fastest" within the tolerance, or the name of a point."""
+    tolerance: float = 0.01
+    """Share of the teacher's NDCG@10 on validation that it may lose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,7 @@ def point_from(sample: Mapping[str, Any], student: ModelConfig, config: SearchCo
         num_heads=max(1, width // 16),
         head_width=min(16, width + width % 2),
         feed_forward_width=width * sample["expansion"],
+        item_rank=None,  # a rank is a step of the recipe
     )
     steps: list[Step] = []
     if sample["item_rank_share"]:

@@ -1,8 +1,11 @@
 """One trial: train a student on the teacher's answers, compress it, measure it."""
 
+import contextlib
+import fcntl
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from recsys.search.space import Point
 from recsys.train.fit import Task, fit
 from recsys.train.loop import TrainConfig
 
-ROW = "row.json"
+ROW, CHECKPOINTS = "row.json", "checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +43,23 @@ def measure(point: Point, material: Material, directory: Path) -> dict[str, Any]
         directory: where the point's model directory goes, under its name.
     """
     output = directory / point.name
-    if (output / ROW).exists():
-        return read_json(output / ROW)
-    partial = directory / f"{point.name}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    report = _build(point, material, partial)
-    row = row_of(point.name, report, config=to_json(point))
-    write_json(partial / ROW, row)
-    partial.rename(output)
-    return row
+    with _alone(directory / f"{point.name}.lock"):
+        if not (output / ROW).exists():
+            partial = directory / f"{point.name}.partial"
+            partial.mkdir(parents=True, exist_ok=True)
+            report = _build(point, material, partial)
+            write_json(partial / ROW, row_of(point.name, report, config=to_json(point)))
+            partial.rename(output)
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    return read_json(output / ROW)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other trial holds `path`: the sampler may propose a point twice at a time."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def row_of(name: str, report: Mapping[str, Any], *, config: Any) -> dict[str, Any]:
@@ -69,10 +80,11 @@ def _build(point: Point, material: Material, directory: Path) -> dict[str, Any]:
     task = Task(
         dataset=material.dataset,
         model=point.model,
-        train=replace(material.train, num_threads=1),
+        train=material.train,
         objective=objective,
     )
-    checkpoints = directory / "checkpoints"
+    started = time.perf_counter()
+    checkpoints = directory / CHECKPOINTS
     checkpoints.mkdir(exist_ok=True)
     fitted = fit(task, checkpoints)
     recover = recovery(material.dataset, objective, material.train, checkpoints)
@@ -83,14 +95,14 @@ def _build(point: Point, material: Material, directory: Path) -> dict[str, Any]:
         "dataset": fingerprint(material.dataset),
         "targets": fingerprint(material.targets),
     }
-    report = package(
+    return package(
         model,
         directory,
         dataset,
         role="compressed",
         seed=material.train.seed,
         precision=precision,
+        recipe=point.recipe,
         parents=parents,
+        extra={"train_seconds": round(time.perf_counter() - started, 1)},
     )
-    shutil.rmtree(checkpoints)
-    return report

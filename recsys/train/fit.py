@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import torch
 import torch.distributed as dist
@@ -51,17 +51,17 @@ def fit(
     task: Task,
     checkpoints: Checkpoints | Path,
     *,
-    model: SequenceModel | None = None,
     workers: Workers | None = None,
+    bar: TextIO | None = None,
 ) -> Fitted:
     """Returns the model with the best NDCG@10 on validation; goes on from a checkpoint.
 
     Args:
         checkpoints: where the run keeps its state, or a directory for it.
-        model: trained in place of the one that `task` describes.
+        bar: where the progress bar goes; none for a terminal, if there is one.
     """
     dataset = Dataset.open(task.dataset)
-    model = model or start_model(task, dataset)
+    model = start_model(task, dataset)
     if isinstance(checkpoints, Path):
         checkpoints = FileCheckpoints(checkpoints)
     workers = workers or Workers()
@@ -73,6 +73,7 @@ def fit(
         validate=lambda model: validation_ndcg(model, dataset, workers),
         checkpoints=checkpoints,
         workers=workers,
+        bar=bar,
     )
     return Fitted(model, history)
 

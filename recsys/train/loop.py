@@ -9,19 +9,21 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TextIO
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from recsys.config import require_at_least
 from recsys.data.batches import Batches
 from recsys.data.sequences import Dataset
 from recsys.models.interface import SequenceModel
 from recsys.train.objective import Objective, to_tensors
 
 State = dict[str, Any]
+BAR = 90  # columns of a progress bar, which may be shown by another process
 BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
 Validate = Callable[[SequenceModel], float]
 
@@ -48,7 +50,7 @@ class TrainConfig:
     """Epochs between validations."""
     patience: int = 5
     """Validations without a better NDCG@10 after which training stops."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = 200
     """Steps between checkpoints; one is written after every validation, too."""
     bfloat16: bool | None = None
     """Whether matrix products run in bfloat16, weights, softmax and sums staying in float32; none
@@ -61,6 +63,18 @@ class TrainConfig:
     """Threads of each worker; none for torch's own choice."""
     seed: int = 0
     """Seed of weights, batches and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_rows", "evaluate_every", "patience", "checkpoint_every"):
+            require_at_least(1, **{name: getattr(self, name)})
+        for name in ("row_length", "num_threads"):
+            require_at_least(1, **{name: getattr(self, name) or 1})
+        if not (self.learning_rate > 0 and self.clip_norm > 0):
+            raise ValueError("learning_rate and clip_norm must be positive")
+        if not (self.weight_decay >= 0 and 0 <= self.warmup <= 1):
+            raise ValueError("weight_decay must be at least 0 and warmup a share of all steps")
+        if not 0 <= self.seed < 2**23:
+            raise ValueError(f"seed must be in [0, 2^23), not {self.seed}")
 
 
 class Checkpoints(Protocol):
@@ -107,13 +121,17 @@ def train(
     validate: Validate,
     checkpoints: Checkpoints,
     workers: Workers = Workers(),
+    bar: TextIO | None = None,
 ) -> list[dict[str, float]]:
     """Trains `model` in place, ends with its best weights on validation, and returns the history.
+
+    Args:
+        bar: where the progress bar goes; none for a terminal, if there is one.
 
     Raises:
         ValueError: the loss is not finite, or there is nothing to train on.
     """
-    run = _Run(model, dataset, config, objective, validate, checkpoints, workers)
+    run = _Run(model, dataset, config, objective, validate, checkpoints, workers, bar)
     with _settings(config):
         run.train()
     return run.history
@@ -122,20 +140,18 @@ def train(
 class _Run:
     """The state of one training run."""
 
-    def __init__(self, model, dataset, config, objective, validate, checkpoints, workers):
+    def __init__(self, model, dataset, config, objective, validate, checkpoints, workers, bar):
         self.model, self.dataset, self.config = model, dataset, config
         self.objective, self.validate = objective, validate
-        self.checkpoints, self.workers = checkpoints, workers
+        self.checkpoints, self.workers, self.bar = checkpoints, workers, bar
         self.length = config.row_length or model.config.max_length
         self.optimizer = _optimizer(model, config)
-        self.bfloat16 = _has_bfloat16() if config.bfloat16 is None else config.bfloat16
+        self.bfloat16 = has_bfloat16() if config.bfloat16 is None else config.bfloat16
         self.epoch = self.step_in_epoch = self.step = 0
         self.loss_sum, self.num_targets = 0.0, 0  # of the epoch so far
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
         self.total_steps = config.epochs * len(self._batches(0))
-        if self.total_steps == 0:
-            raise ValueError("nothing to train on: no user has two items before the validation")
         self._load(checkpoints.load())
         if config.compile:
             model.encode = torch.compile(model.encode)
@@ -210,22 +226,14 @@ class _Run:
         return bool(values) and len(values) - 1 - values.index(max(values)) >= self.config.patience
 
     def _batches(self, epoch: int) -> Batches:
-        return Batches(
-            self.dataset,
-            num_rows=self.config.batch_rows,
-            length=self.length,
-            seed=self.config.seed,
-            epoch=epoch,
-            rank=self.workers.rank,
-            world_size=self.workers.world_size,
-        )
+        return epoch_batches(self.dataset, self.config, self.length, epoch, self.workers)
 
     def _progress(self, steps: range) -> Iterator[int]:
         label = f"epoch {self.epoch + 1}/{self.config.epochs}"
         if self.history:
             label += f" ndcg@10 {self.history[-1]['ndcg@10']:.4f}"
-        off = True if self.workers.rank else None
-        return iter(tqdm(steps, desc=label, disable=off, leave=False))
+        off = None if self.bar is None else False
+        return iter(tqdm(steps, desc=label, disable=off, leave=False, file=self.bar, ncols=BAR))
 
     def _save(self, metrics: dict[str, float]) -> None:
         state = {
@@ -248,6 +256,34 @@ class _Run:
         self.loss_sum, self.num_targets = state["so_far"]
 
 
+def epoch_batches(
+    dataset: Dataset, config: TrainConfig, length: int, epoch: int, workers: Workers
+) -> Batches:
+    """Returns a worker's batches of an epoch, in rows of `length` positions.
+
+    Raises:
+        ValueError: there is nothing to train on, or the rows cannot be shared by the workers.
+    """
+    batches = Batches(
+        dataset,
+        num_rows=config.batch_rows,
+        length=length,
+        seed=config.seed,
+        epoch=epoch,
+        rank=workers.rank,
+        world_size=workers.world_size,
+    )
+    if len(batches) == 0:
+        raise ValueError("nothing to train on: no user has two items before the validation")
+    return batches
+
+
+def has_bfloat16() -> bool:
+    """Returns whether this processor has instructions for products in bfloat16."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in BFLOAT16_CAPABILITIES)
+
+
 def _optimizer(model: SequenceModel, config: TrainConfig) -> torch.optim.Optimizer:
     """Returns AdamW that decays the matrices of the blocks, neither norms nor item tables."""
     named = list(model.named_parameters())
@@ -259,11 +295,6 @@ def _optimizer(model: SequenceModel, config: TrainConfig) -> torch.optim.Optimiz
         {"params": rest, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
-
-
-def _has_bfloat16() -> bool:
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name, False) for name in BFLOAT16_CAPABILITIES)
 
 
 @contextlib.contextmanager

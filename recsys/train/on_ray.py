@@ -4,18 +4,29 @@ A worker that dies is replaced and the group goes on from the last checkpoint; a
 dies, the same call finds that checkpoint, too.
 """
 
+import contextlib
+import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
 
 from recsys.data.sequences import Dataset
 from recsys.train.fit import Fitted, Task, fit, start_model
-from recsys.train.loop import State, Workers
+from recsys.train.loop import State, Workers, epoch_batches, has_bfloat16
 
 STATE = "checkpoint.pt"
 MAX_FAILURES = 3
@@ -44,13 +55,14 @@ def fit_on_ray(task: Task, directory: Path, num_workers: int) -> Fitted:
         directory: where Ray Train keeps the run's checkpoints; on a cluster all nodes reach it.
 
     Raises:
+        ValueError: what a user can cause.
         ray.train.TrainingFailedError: workers failed more than `MAX_FAILURES` times.
     """
-    # Workers start in a directory of their own.
-    absolute = replace(task, dataset=task.dataset.resolve())
+    task = _for_workers(task, num_workers)
+    progress = directory.resolve() / "progress"
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"task": absolute},
+        train_loop_config={"task": task, "progress": progress},
         scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(
             name="checkpoints",
@@ -59,7 +71,14 @@ def fit_on_ray(task: Task, directory: Path, num_workers: int) -> Fitted:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    result = trainer.fit()
+    try:
+        with _shown(progress):
+            result = trainer.fit()
+    except WorkerGroupError as error:
+        for caused in error.worker_failures.values():
+            if isinstance(caused, ValueError):
+                raise ValueError(str(caused)) from None
+        raise
     assert result.checkpoint is not None, "a finished run has reported a checkpoint"
     state = _read(result.checkpoint)
     model = start_model(task, Dataset.open(task.dataset))
@@ -68,10 +87,56 @@ def fit_on_ray(task: Task, directory: Path, num_workers: int) -> Fitted:
     return Fitted(model, state["history"])
 
 
+def _for_workers(task: Task, num_workers: int) -> Task:
+    """Returns the task with paths that hold anywhere, and one precision for all workers.
+
+    Raises:
+        ValueError: what every worker would find: nothing to train on, rows that cannot be shared.
+    """
+    config = task.train
+    bfloat16 = has_bfloat16() if config.bfloat16 is None else config.bfloat16
+    length = config.row_length or task.model.max_length
+    workers = Workers(world_size=num_workers)
+    epoch_batches(Dataset.open(task.dataset), config, length, 0, workers)
+    return replace(
+        task,
+        dataset=task.dataset.resolve(),
+        initial=task.initial and task.initial.resolve(),
+        train=replace(config, bfloat16=bfloat16),
+    )
+
+
+@contextlib.contextmanager
+def _shown(progress: Path) -> Iterator[None]:
+    """Shows on the terminal, where there is one, the bar that the first worker draws in a file."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    progress.write_text("")
+    over = threading.Event()
+
+    def show() -> None:
+        with progress.open() as text:
+            while not over.wait(0.2):
+                sys.stderr.write(text.read())
+                sys.stderr.flush()
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _train_worker(config: dict) -> None:
     context = ray.train.get_context()
     workers = Workers(rank=context.get_world_rank(), world_size=context.get_world_size())
-    fit(config["task"], RayCheckpoints(), workers=workers)
+    with contextlib.ExitStack() as stack:
+        first = workers.rank == 0
+        bar = stack.enter_context(config["progress"].open("a")) if first else None
+        fit(config["task"], RayCheckpoints(), workers=workers, bar=bar)
 
 
 def _read(checkpoint: Checkpoint) -> State:

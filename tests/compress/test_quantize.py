@@ -1,9 +1,8 @@
 """8-bit codes, worked out by hand."""
 
 import numpy as np
-import pytest
 
-from recsys.compress.quantize import Quantize, dequantize, quantize
+from recsys.compress.quantize import dequantize, quantize
 
 
 def test_codes_and_scales_by_hand():
@@ -18,8 +17,3 @@ def test_error_is_at_most_half_a_step():
     for axis in (0, 1):
         codes, scales = quantize(weight, axis=axis)
         assert (np.abs(dequantize(codes, scales) - weight) <= scales * 0.501).all()
-
-
-def test_other_widths_are_refused():
-    with pytest.raises(ValueError, match="must be 8"):
-        Quantize(bits=4)

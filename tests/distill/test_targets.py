@@ -1,12 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from recsys.data.batches import first_rows
+from recsys.data.batches import Batches, first_rows
 from recsys.distill import targets as module
-from recsys.distill.targets import Targets, TargetsConfig, write_targets
-from recsys.models import TransformerConfig, build
+from recsys.distill.objective import Distillation, DistillConfig
+from recsys.distill.targets import Targets, TargetsConfig, require_room, write_targets
+from recsys.models import TransformerConfig, build, save
 from recsys.models.interface import torch_scorer
+from recsys.train.objective import to_tensors
 
 TOP_K = 5
 MODEL = TransformerConfig(
@@ -40,10 +44,64 @@ def test_every_position_has_the_teachers_own_answer(dataset, teacher, tmp_path):
             np.testing.assert_allclose(scores_V[items_NK[0]], scores_NK[0], atol=2e-3)
 
 
-def test_long_sequences_are_answered_with_at_least_half_a_window(dataset, teacher, tmp_path):
+def test_long_sequences_are_answered_once_with_at_least_half_a_window(dataset):
+    length = MODEL.max_length
+    users = (0, dataset.num_users)
+    batches = list(module._teacher_batches(dataset, users, length))
+    rows = np.concatenate([batch.rows_BL[batch.rows_BL >= 0] for batch in batches])
+    local = np.concatenate([batch.positions_BL[batch.rows_BL >= 0] for batch in batches])
+    first = first_rows(dataset)
+    np.testing.assert_array_equal(np.sort(rows), np.arange(first[-1]))
+    position = rows - first[np.searchsorted(first, rows, side="right") - 1]
+    assert (position >= length).any()
+    assert (local >= np.minimum(position, length // 2 - 1)).all()
+
+
+@pytest.mark.usefixtures("ray_started")
+def test_workers_write_what_one_process_writes(dataset, dataset_directory, teacher, tmp_path):
+    from recsys.distill.on_ray import write_targets_on_ray
+
+    config = TargetsConfig(top_k=TOP_K)
+    save(teacher, tmp_path / "teacher", items=dataset_directory / "items.parquet", role="teacher")
+    for name in ("alone", "together"):
+        (tmp_path / name).mkdir()
+    torch.set_num_threads(1)
+    write_targets(teacher, dataset, tmp_path / "alone", config)
+    write_targets_on_ray(
+        tmp_path / "teacher", dataset_directory, tmp_path / "together", config, num_workers=2
+    )
+    alone, together = (sorted((tmp_path / name).iterdir()) for name in ("alone", "together"))
+    assert [path.name for path in alone] == [path.name for path in together]
+    for one, two in zip(alone, together, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_targets_that_do_not_fit_the_disk_are_refused_with_the_number(dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"need [\d.]+ GiB \(\d+ bytes a position\)"):
+        require_room(dataset, tmp_path, TargetsConfig(top_k=10**12))
+
+
+def test_the_objective_looks_up_the_answers_of_its_positions(dataset, teacher, tmp_path):
     write_targets(teacher, dataset, tmp_path, TargetsConfig(top_k=TOP_K))
-    items_NK, _ = Targets(tmp_path).look_up(np.arange(first_rows(dataset)[-1]))
-    assert (items_NK > 0).all()
+    batch = to_tensors(Batches(dataset, num_rows=4, length=8, seed=0, epoch=0).batch(0))
+    student = build(replace(MODEL, dropout=0.0), dataset.num_items_with_padding)
+    objective = Distillation(tmp_path, DistillConfig(soft_weight=0.6, temperature=2.0))
+    logits_BLV = (
+        student.encode(batch.items_BL, batch.positions_BL, batch.segments_BL)
+        @ student.item_table().T
+    )
+    targets, expected = Targets(tmp_path), 0.0
+    for row, logits_V, item in zip(
+        batch.rows_BL.flatten().tolist(),
+        logits_BLV.flatten(0, 1),
+        batch.targets_BL.flatten().tolist(),
+        strict=True,
+    ):
+        if row >= 0:
+            items, scores = (torch.from_numpy(a[0]) for a in targets.look_up(np.array([row])))
+            soft = ((scores / 2).softmax(-1) * (logits_V / 2).log_softmax(-1)[items]).sum()
+            expected -= 0.4 * logits_V.log_softmax(-1)[item] + 0.6 * 4 * soft
+    torch.testing.assert_close(objective(student, batch), expected)
 
 
 def test_interrupted_writing_goes_on(dataset, teacher, tmp_path):

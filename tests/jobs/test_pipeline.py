@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.summary import FOLDERS, markdown, tidy
 from jobs import pipeline
+from jobs.command import command
 from jobs.presets import PRESETS
 from recsys.checkpoint import load_weights, verify_model
 from recsys.data.schema import PrepareConfig
@@ -59,6 +61,28 @@ def test_it_leaves_all_stages_and_a_summary(run_directory):
     assert sizes["compressed"] < sizes["student"] < sizes["teacher"]
     for name in models:
         verify_model(run_directory / name)
+
+
+def test_flags_of_the_log_and_the_split_reach_the_preparation():
+    seen = []
+    words = ["movielens-1m", "--preset.prepare.log", "a.zip", "--split", "global-time-cut"]
+    assert command(pipeline.Pipeline.from_preset, seen.append, words) == 0
+    prepare = pipeline._with_flags(seen[0]).prepare
+    assert (prepare.log, prepare.source) == ("a.zip", "movielens-1m")
+    assert seen[0].split == "global-time-cut"
+    with pytest.raises(ValueError, match="item table without a log"):
+        pipeline._with_flags(replace(seen[0], preset=PRESETS["quickstart"], items="b.csv"))
+
+
+def test_results_are_kept_by_a_command(run_directory, tmp_path, monkeypatch):
+    summary = read_json(run_directory / "summary.json")
+    command = "python -m jobs.pipeline movielens-1m --log /some/where/log.parquet --items=a/b.csv"
+    rows = tidy(summary, "movielens-1m", FOLDERS.sub("", command))
+    assert {row["command"] for row in rows} == {
+        "python -m jobs.pipeline movielens-1m --log log.parquet --items=b.csv"
+    }
+    assert {"ndcg@10", "hr@10", "size_bytes", "latency_ms_p50"} < {row["metric"] for row in rows}
+    assert summary["command"] in markdown(summary, "synthetic", summary["command"])
 
 
 def test_the_chosen_model_recommends(run_directory):

@@ -92,3 +92,19 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean():
     torch.manual_seed(0)
     assert torch.equal(dropout(x), dropped)
     assert dropout.eval()(x) is x
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"width": 0},
+        {"head_width": 0},
+        {"feed_forward_width": -1},
+        {"item_rank": 0},
+        {"linear_rank": -1},
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(setting):
+    (name,) = setting
+    with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+        TransformerConfig(**setting)

@@ -61,14 +61,14 @@ def test_front_of_rows():
     ],
 )
 def test_choose(pick, tolerance, expected):
-    chosen = choose(ROWS, teacher_accuracy=0.2, tolerance=tolerance, pick=pick)
+    chosen = choose(ROWS, teacher_accuracy=0.2, tolerance=tolerance, point=pick)
     assert chosen["name"] == expected
 
 
 def test_the_most_accurate_is_chosen_where_none_is_good_enough():
-    assert choose(ROWS, teacher_accuracy=0.5, tolerance=0.01, pick="smallest")["name"] == "best"
+    assert choose(ROWS, teacher_accuracy=0.5, tolerance=0.01, point="smallest")["name"] == "best"
 
 
 def test_an_unknown_point_is_refused_with_a_suggestion():
     with pytest.raises(ValueError, match="did you mean 'small'"):
-        choose(ROWS, teacher_accuracy=0.2, tolerance=0.01, pick="smal")
+        choose(ROWS, teacher_accuracy=0.2, tolerance=0.01, point="smal")

@@ -139,3 +139,21 @@ def test_fit_goes_on_from_its_file(dataset_directory, dataset, tmp_path):
     assert again.history == first.history
     for name, weight in first.model.state_dict().items():
         assert torch.equal(weight, again.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"batch_rows": 0}, "batch_rows must be at least 1"),
+        ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
+        ({"row_length": -1}, "row_length must be at least 1"),
+        ({"learning_rate": 0.0}, "must be positive"),
+        ({"warmup": 2.0}, "a share of all steps"),
+        ({"seed": 2**25}, "seed must be in"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(setting, words):
+    with pytest.raises(ValueError, match=words):
+        TrainConfig(**setting)

@@ -69,3 +69,19 @@ def test_two_workers_follow_the_curve_of_one_and_a_killed_worker_changes_nothing
     for name, weight in weights(pair).items():
         torch.testing.assert_close(weight, weights(alone)[name], rtol=1e-2, atol=1e-3)
         assert torch.equal(weight, weights(again)[name]), name
+
+
+@pytest.mark.usefixtures("ray_started")
+def test_what_a_user_can_cause_comes_back_in_one_line(dataset_directory, tmp_path):
+    from recsys.train.on_ray import fit_on_ray
+
+    task = Task(dataset=dataset_directory, model=MODEL, train=replace(CONFIG, batch_rows=3))
+    with pytest.raises(ValueError, match="3 rows a batch cannot be shared by 2 workers"):
+        fit_on_ray(task, tmp_path, 2)
+
+    def diverges(model, batch):
+        return next_item(model, batch) * float("nan")
+
+    broken = Task(dataset=dataset_directory, model=MODEL, train=CONFIG, objective=diverges)
+    with pytest.raises(ValueError, match=r"^the loss is nan at step 0; lower the learning rate$"):
+        fit_on_ray(broken, tmp_path, 1)

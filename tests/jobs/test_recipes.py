@@ -1,0 +1,34 @@
+import typing
+
+import pytest
+
+from jobs.command import command
+from jobs.compress import Compress
+from jobs.recipes import SIZES, format_step, parse_step
+from recsys.compress import FactorizeItems, PruneHeads, Quantize, Step
+
+WORDS = ["prune-heads=2", "factorize-items=16+3", "int8"]
+STEPS = (PruneHeads(keep=2), FactorizeItems(rank=16, recover_epochs=3), Quantize())
+
+
+def test_steps_are_read_and_written():
+    assert tuple(map(parse_step, WORDS)) == STEPS
+    assert [format_step(step) for step in STEPS] == WORDS
+
+
+def test_every_step_has_a_word():
+    assert {kind for kind, _ in SIZES.values()} | {Quantize} == set(typing.get_args(Step))
+
+
+def test_a_recipe_is_a_flag():
+    seen = []
+    assert command(Compress.from_preset, seen.append, ["quickstart", "--recipe", *WORDS]) == 0
+    assert seen[0].recipe == STEPS
+
+
+@pytest.mark.parametrize("word", ["int4", "prune-head=2", "prune-heads", "prune-heads=2+", "=2"])
+def test_what_is_no_step_is_refused(word, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(Compress.from_preset, print, ["quickstart", "--recipe", word])
+    assert stopped.value.code == 2
+    assert "is no compression step" in " ".join(capsys.readouterr().err.split())

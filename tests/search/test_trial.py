@@ -1,0 +1,156 @@
+"""Trials and the search around them: killed, twice at a time, and choosing without searching."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import distill, train
+from jobs.search import Search
+from jobs.search import run as run_search
+from recsys.compress import Quantize
+from recsys.distill.objective import DistillConfig
+from recsys.distill.targets import TargetsConfig
+from recsys.models import TransformerConfig
+from recsys.search import trial
+from recsys.search.space import ChooseConfig, Point, SearchConfig
+from recsys.search.trial import ROW, Material, measure
+from recsys.train.loop import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+MODEL = TransformerConfig(
+    width=16, num_layers=1, num_heads=1, head_width=16, feed_forward_width=16, max_length=12
+)
+TRAIN = TrainConfig(epochs=1, batch_rows=4, learning_rate=1e-2, num_threads=1)
+POINT = Point(model=MODEL, distill=DistillConfig(), recipe=(Quantize(),))
+
+
+@pytest.fixture(scope="module")
+def directory(dataset_directory):
+    """A run directory with a teacher, its targets and a student."""
+    directory = dataset_directory.parent
+    teacher, targets = directory / "teacher", directory / "targets"
+    train.run(
+        train.Train(
+            dataset=dataset_directory, output=teacher, model=MODEL, train=TRAIN, num_workers=0
+        )
+    )
+    distill.run(
+        distill.Distill(
+            dataset=dataset_directory,
+            teacher=teacher,
+            targets=targets,
+            output=directory / "student",
+            model=MODEL,
+            keep=TargetsConfig(top_k=5),
+            distill=DistillConfig(),
+            train=TRAIN,
+        )
+    )
+    return directory
+
+
+@pytest.fixture
+def material(directory):
+    return Material(dataset=directory / "dataset", targets=directory / "targets", train=TRAIN)
+
+
+def test_a_point_is_measured_once_and_says_what_it_is(material, tmp_path):
+    row = measure(POINT, material, tmp_path)
+    before = (tmp_path / POINT.name / "model.onnx").stat().st_mtime_ns
+    assert measure(POINT, material, tmp_path) == row
+    assert (tmp_path / POINT.name / "model.onnx").stat().st_mtime_ns == before
+    assert row["report"]["export"]["precision"] == "int8"
+    assert row["report"]["train_seconds"] > 0
+    assert not (tmp_path / POINT.name / "checkpoints").exists()
+
+
+def test_the_same_point_twice_at_a_time_is_measured_once(material, tmp_path, monkeypatch):
+    built = []
+
+    def build(point, material, directory):
+        built.append(1)
+        time.sleep(0.3)
+        report = {"size_bytes": 1, "latency_ms": {"batch_1": {"p50": 1.0}}}
+        return {**report, "validation": {"ndcg@10": 0.5}}
+
+    monkeypatch.setattr(trial, "_build", build)
+    rows = []
+    threads = [
+        threading.Thread(target=lambda: rows.append(measure(POINT, material, tmp_path)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(rows) == 2
+    assert rows[0] == rows[1]
+    assert len(built) == 1
+
+
+def a_search(directory: Path, output: Path, **choose) -> Search:
+    return Search(
+        dataset=directory / "dataset",
+        teacher=directory / "teacher",
+        targets=directory / "targets",
+        models=(directory / "student",),
+        output=output,
+        student=MODEL,
+        train=TRAIN,
+        search=SearchConfig(
+            num_trials=3, max_concurrent=1, epochs=1, widths=(8, 12), num_layers=(1,)
+        ),
+        choose=ChooseConfig(**choose),
+    )
+
+
+SEARCH = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_trial import a_search, run_search
+run_search(a_search(Path({directory!r}), Path({output!r})))
+"""
+
+
+def start_search(directory: Path, output: Path) -> subprocess.Popen:
+    script = SEARCH.format(
+        tests=str(Path(__file__).parent), directory=str(directory), output=str(output)
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", script], env=environment)
+
+
+def test_a_killed_search_keeps_its_trials_and_another_choice_searches_nothing(
+    directory, tmp_path, capsys
+):
+    output = tmp_path / "frontier"
+    process = start_search(directory, output)
+    points = tmp_path / "frontier.partial" / "points"
+    deadline = time.monotonic() + 120
+    while not list(points.glob(f"*/{ROW}")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in points.glob(f"*/{ROW}")}
+    assert kept
+    assert not output.exists()
+    assert start_search(directory, output).wait(180) == 0
+    names = pq.read_table(output / "points.parquet")["name"].to_pylist()
+    assert {path.parent.name for path in kept} < set(names)
+    assert "student" in names
+    assert not (output / "points").exists()
+    fastest = run_search(a_search(directory, output, point="fastest", tolerance=1.0))
+    named = run_search(a_search(directory, output, point=fastest.name))
+    assert named == fastest
+    assert "search: up to date" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no point 'w9'"):
+        run_search(a_search(directory, output, point="w9"))
