@@ -38,7 +38,7 @@ class Endpoint:
         return self.client.get("/v1/model").json()["version"]
 
     def wait_for_log(self, words: str) -> None:
-        for _ in range(300):
+        for _ in range(1200):  # a machine that is busy otherwise starts slowly
             if words in self.log.read_text():
                 return
             assert self.process.poll() is None, self.log.read_text()
