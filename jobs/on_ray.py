@@ -25,6 +25,7 @@ SETTINGS = {
     "RAY_worker_maximum_startup_concurrency": "4",  # or it warns of ours on a machine of two cores
     "OMP_NUM_THREADS": "1",  # workers share the cores; one thread each
 }
+TRIES = 3  # to start Ray on a machine that is busy otherwise
 LOGICAL_CPUS = 8  # more than a laptop may have: stages sleep while their parts run
 
 
@@ -41,15 +42,27 @@ def start_ray() -> None:
     if in_cluster:
         ray.init(logging_level=logging.ERROR)
         return
-    with _silent_stderr():
-        ray.init(
-            address="local",  # not some cluster that happens to run here
-            num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
-        )
+    for tries_left in reversed(range(TRIES)):
+        try:
+            with _silent_stderr():
+                ray.init(
+                    address="local",  # not some cluster that happens to run here
+                    num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={
+                        "env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+                    },
+                )
+            break
+        except Exception as error:
+            # Ray has no kind of its own for this, and does not wait longer than 30 seconds.
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if not tries_left:
+                raise OSError("Ray does not start in time: this machine is too busy") from None
     _guard_token()
 
 

@@ -8,7 +8,7 @@ import contextlib
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from ray.train import (
     Checkpoint,
     CheckpointConfig,
     FailureConfig,
+    Result,
     RunConfig,
     ScalingConfig,
     WorkerGroupError,
@@ -30,6 +31,7 @@ from recsys.train.loop import State, Workers, epoch_batches, has_bfloat16
 
 STATE = "checkpoint.pt"
 MAX_FAILURES = 3
+SECONDS_BETWEEN_LOOKS = 0.2
 
 
 class RayCheckpoints:
@@ -72,8 +74,7 @@ def fit_on_ray(task: Task, directory: Path, num_workers: int) -> Fitted:
         ),
     )
     try:
-        with _shown(progress):
-            result = trainer.fit()
+        result = _fit(trainer, progress)
     except WorkerGroupError as error:
         for caused in error.worker_failures.values():
             if isinstance(caused, ValueError):
@@ -106,28 +107,28 @@ def _for_workers(task: Task, num_workers: int) -> Task:
     )
 
 
-@contextlib.contextmanager
-def _shown(progress: Path) -> Iterator[None]:
-    """Shows on the terminal, where there is one, the bar that the first worker draws in a file."""
-    if not sys.stderr.isatty():
-        yield
-        return
+def _fit(trainer: TorchTrainer, progress: Path) -> Result:
+    """Returns the trainer's result; meanwhile shows the bar that the first worker draws in a file.
+
+    In a thread: from the main one Ray takes over Ctrl-C, for good, and ends the process itself.
+    """
+    outcome: Future[Result] = Future()
+
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    progress.parent.mkdir(parents=True, exist_ok=True)
     progress.write_text("")
-    over = threading.Event()
-
-    def show() -> None:
-        with progress.open() as text:
-            while not over.wait(0.2):
-                sys.stderr.write(text.read())
+    threading.Thread(target=fit, daemon=True).start()
+    with progress.open() as bar:
+        while wait([outcome], timeout=SECONDS_BETWEEN_LOOKS).not_done:
+            if sys.stderr.isatty():
+                sys.stderr.write(bar.read())
                 sys.stderr.flush()
-
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return outcome.result()
 
 
 def _train_worker(config: dict) -> None:
