@@ -72,8 +72,11 @@ def test_two_workers_follow_the_curve_of_one_and_a_killed_worker_changes_nothing
 
 
 @pytest.mark.usefixtures("ray_started")
-def test_what_a_user_can_cause_comes_back_in_one_line(dataset_directory, tmp_path):
+def test_what_a_user_can_cause_comes_back_in_one_line(dataset_directory, tmp_path, monkeypatch):
+    from recsys.train import on_ray
     from recsys.train.on_ray import fit_on_ray
+
+    monkeypatch.setattr(on_ray, "MAX_FAILURES", 0)  # a minute of starting workers again
 
     task = Task(dataset=dataset_directory, model=MODEL, train=replace(CONFIG, batch_rows=3))
     with pytest.raises(ValueError, match="3 rows a batch cannot be shared by 2 workers"):
