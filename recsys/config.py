@@ -35,10 +35,10 @@ def from_json(annotation: Any, data: Any) -> Any:
     return Path(str(data)) if annotation is Path else data
 
 
-def require_at_least(least: int, **settings: int) -> None:
-    """Raises a ValueError that names the first of `settings` that is below `least`."""
+def require_at_least(least: int, **settings: int | None) -> None:
+    """Raises a ValueError that names the first of `settings` that is below `least`; None is not."""
     for name, value in settings.items():
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
 
 

@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = (
-    256  # training positions whose scores over the catalogue are in memory, and cache, at a time
-)
+CHUNK = 256  # training positions whose scores over the catalogue are in memory at a time
 PADDING = 0
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from recsys.config import require_at_least
 from recsys.data.batches import Batch, Window, empty_batch, fill_row, first_rows, pack
 from recsys.data.sequences import Dataset
 from recsys.models.interface import SequenceModel
@@ -32,8 +33,7 @@ class TargetsConfig:
     """Items kept at each position (K)."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+        require_at_least(1, top_k=self.top_k)
 
     def bytes_per_position(self) -> int:
         """Returns the bytes that a training position takes on disk."""

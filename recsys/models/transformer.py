@@ -38,12 +38,8 @@ class TransformerConfig:
     """Rank of the item table; none for a dense one."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_layers", "num_heads", "head_width", "feed_forward_width"):
-            require_at_least(1, **{name: getattr(self, name)})
-        require_at_least(1, max_length=self.max_length)
-        for name in ("linear_rank", "item_rank"):
-            if getattr(self, name) is not None:
-                require_at_least(1, **{name: getattr(self, name)})
+        sizes = {name: value for name, value in vars(self).items() if name != "dropout"}
+        require_at_least(1, **sizes)
         if self.head_width % 2:
             raise ValueError(f"head_width must be even, not {self.head_width}")
         if not 0 <= self.dropout < 1:

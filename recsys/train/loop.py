@@ -65,10 +65,16 @@ class TrainConfig:
     """Seed of weights, batches and dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_rows", "evaluate_every", "patience", "checkpoint_every"):
-            require_at_least(1, **{name: getattr(self, name)})
-        for name in ("row_length", "num_threads"):
-            require_at_least(1, **{name: getattr(self, name) or 1})
+        require_at_least(
+            1,
+            epochs=self.epochs,
+            batch_rows=self.batch_rows,
+            row_length=self.row_length,
+            evaluate_every=self.evaluate_every,
+            patience=self.patience,
+            checkpoint_every=self.checkpoint_every,
+            num_threads=self.num_threads,
+        )
         if not (self.learning_rate > 0 and self.clip_norm > 0):
             raise ValueError("learning_rate and clip_norm must be positive")
         if not (self.weight_decay >= 0 and 0 <= self.warmup <= 1):
