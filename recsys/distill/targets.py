@@ -47,7 +47,8 @@ def require_room(dataset: Dataset, directory: Path, config: TargetsConfig) -> No
         ValueError: they do not; with what is needed and what there is.
     """
     needed = int(first_rows(dataset)[-1]) * config.bytes_per_position()
-    free = shutil.disk_usage(directory).free
+    written = sum(path.stat().st_size for path in directory.glob("targets-*.arrow"))
+    free = shutil.disk_usage(directory).free + written  # an interrupted writing keeps its files
     if needed > free:
         raise ValueError(
             f"the targets need {needed / 2**30:.1f} GiB ({config.bytes_per_position()} bytes a "
