@@ -80,7 +80,7 @@ def head(environment):
             yield Head(address=address, environment=environment)
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(120)  # Ray takes half a minute once it has run workers
 
 
 def start_head(flags: list[str], directory: str, environment: dict[str, str]) -> subprocess.Popen:
