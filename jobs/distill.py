@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.command import command
@@ -13,9 +13,10 @@ from recsys.data.sequences import Dataset
 from recsys.distill.objective import Distillation, DistillConfig
 from recsys.distill.targets import TargetsConfig, require_room, write_targets
 from recsys.files import fingerprint, run_stage
-from recsys.models import ModelConfig, load_model
+from recsys.models import StudentConfig, load_model
 from recsys.train.fit import Task
 from recsys.train.loop import TrainConfig
+from recsys.train.objective import LossConfig, objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Distill:
     """Where the teacher's answers go."""
     output: Path
     """Where the student goes."""
-    model: ModelConfig
+    model: StudentConfig
     """The student's shape."""
     keep: TargetsConfig
     """What is kept of the teacher's answers."""
@@ -38,6 +39,8 @@ class Distill:
     """How the student listens to the teacher."""
     train: TrainConfig
     """How students are trained."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What a student that is trained alone minimises."""
     alone: Path | None = None
     """Where the same student, trained without the teacher, goes; none to leave it out."""
     num_target_workers: int = 0
@@ -57,6 +60,7 @@ class Distill:
             keep=preset.targets,
             distill=preset.distill,
             train=preset.train_student,
+            loss=preset.loss,
             num_target_workers=preset.num_workers,
             num_workers=preset.num_workers,
         )
@@ -93,11 +97,16 @@ def run(job: Distill) -> Path:
 
 
 def _train_alone(job: Distill, output: Path) -> None:
-    task = Task(dataset=job.dataset, model=job.model, train=job.train)
+    task = Task(
+        dataset=job.dataset,
+        model=job.model,
+        train=job.train,
+        objective=objective(job.loss, job.dataset),
+    )
     run_stage(
         output,
         name="student-alone",
-        config=(job.model, job.train, job.num_workers),
+        config=(job.model, job.train, job.loss, job.num_workers),
         inputs={"dataset": job.dataset},
         build=lambda directory: _train(job, task, directory, {"dataset": job.dataset}),
         scratch=SCRATCH,

@@ -1,15 +1,16 @@
 """Named settings for every stage: a place to start, every value of it a flag."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jobs.recipes import RecipeFlag
 from recsys.compress import Quantize
 from recsys.data.schema import PrepareConfig
 from recsys.distill.objective import DistillConfig
 from recsys.distill.targets import TargetsConfig
-from recsys.models import ModelConfig, TransformerConfig
+from recsys.models import HSTUConfig, ModelConfig, StudentConfig, TransformerConfig
 from recsys.search.space import ChooseConfig, SearchConfig
 from recsys.train.loop import TrainConfig
+from recsys.train.objective import LossConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,9 @@ class Preset:
     """The teacher's shape."""
     train: TrainConfig
     """How the teacher is trained."""
-    student: ModelConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What teacher and lone student minimise."""
+    student: StudentConfig
     """The student's shape."""
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     """What is kept of the teacher's answers."""
@@ -105,6 +108,14 @@ MOVIELENS_1M = Preset(
     ),
 )
 
+MOVIELENS_1M_TIME = replace(
+    MOVIELENS_1M,
+    description="MovieLens-1M with a teacher that is told when the next film is rated.",
+    teacher=HSTUConfig(
+        width=192, num_layers=4, num_heads=6, head_width=32, max_length=200, time="target"
+    ),
+)
+
 AMAZON_BEAUTY = Preset(
     description="Amazon Beauty 2014, a shop: short histories, sparse.",
     prepare=PrepareConfig(source="log", on_bad_rows="refuse"),
@@ -148,6 +159,7 @@ AMAZON_MULTI = Preset(
 PRESETS = {
     "quickstart": QUICKSTART,
     "movielens-1m": MOVIELENS_1M,
+    "movielens-1m-time": MOVIELENS_1M_TIME,
     "amazon-beauty": AMAZON_BEAUTY,
     "amazon-multi": AMAZON_MULTI,
 }

@@ -9,7 +9,7 @@ from jobs.on_ray import start_ray
 from jobs.presets import Preset
 from recsys.data.sequences import Dataset
 from recsys.files import run_stage
-from recsys.models import ModelConfig
+from recsys.models import StudentConfig
 from recsys.search.frontier import choose_point, references, write_frontier
 from recsys.search.space import ChooseConfig, SearchConfig
 from recsys.search.trial import Material
@@ -30,7 +30,7 @@ class Search:
     """Model directories that are points of the frontier already."""
     output: Path
     """Where the frontier goes."""
-    student: ModelConfig
+    student: StudentConfig
     """What the search does not vary is taken from this shape."""
     train: TrainConfig
     """How students are trained, but for --search.epochs; a trial has one thread."""

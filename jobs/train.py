@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.command import command
@@ -15,6 +15,7 @@ from recsys.files import fingerprint, run_stage
 from recsys.models import ModelConfig
 from recsys.train.fit import Fitted, Task, fit
 from recsys.train.loop import TrainConfig
+from recsys.train.objective import LossConfig, objective
 
 SCRATCH = ("checkpoint.pt", "checkpoints", "progress")
 
@@ -33,6 +34,8 @@ class Train:
     """How it is trained."""
     num_workers: int
     """Data-parallel workers under Ray Train; 0 for this process, without Ray."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What it minimises."""
 
     @classmethod
     def from_preset(cls, preset: Preset, directory: Path) -> "Train":
@@ -42,13 +45,19 @@ class Train:
             output=directory / "teacher",
             model=preset.teacher,
             train=preset.train,
+            loss=preset.loss,
             num_workers=preset.num_workers,
         )
 
 
 def run(job: Train) -> Path:
     """Trains the teacher, unless it is there, and returns its model directory."""
-    task = Task(dataset=job.dataset, model=job.model, train=job.train)
+    task = Task(
+        dataset=job.dataset,
+        model=job.model,
+        train=job.train,
+        objective=objective(job.loss, job.dataset),
+    )
 
     def build(directory: Path) -> None:
         train_model(
@@ -62,7 +71,7 @@ def run(job: Train) -> Path:
     run_stage(
         job.output,
         name="train",
-        config=(job.model, job.train, job.num_workers),
+        config=(job.model, job.train, job.loss, job.num_workers),
         inputs={"dataset": job.dataset},
         build=build,
         scratch=SCRATCH,

@@ -1,11 +1,13 @@
 """Losses as pure functions of tensors. All return sums, so that workers can add them up."""
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 CHUNK = 256  # training positions whose scores over the catalogue are in memory at a time
 PADDING = 0
@@ -57,6 +59,76 @@ def hard_and_soft_cross_entropy(
     items_NK = torch.cat([targets_N[:, None], teacher_items_NK], dim=1)
     labels = SoftLabels(items_NK, torch.cat([hard_N1, soft_NK], dim=1))
     return cross_entropy(states_ND, table_VD, [labels])
+
+
+def smoothing(
+    states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, positives_ND: Tensor
+) -> Tensor:
+    """Returns sum_n (score of the target - mean score of the catalogue); target 0 counts nothing.
+
+    Cross-entropy plus e times this is the cross-entropy of labels smoothed by e (Szegedy et al.,
+    arXiv 1512.00567): the normaliser is the same for all items, and a mean of scores is the score
+    of the mean vector.
+
+    Args:
+        positives_ND: the table's rows of the targets.
+    """
+    apart_N = (states_ND * (positives_ND - table_VD[1:].mean(dim=0))).sum(dim=-1)
+    return (apart_N * (targets_N != PADDING)).sum()
+
+
+def sampled_softmax(
+    states_ND: Tensor,
+    positives_ND: Tensor,
+    targets_N: Tensor,
+    negatives_MD: Tensor,
+    negatives_M: Tensor,
+    log_probability_M: Tensor,
+) -> Tensor:
+    """Returns the summed cross-entropy of a softmax over the target and M sampled negatives.
+
+    A negative's score is lessened by log(M q), q its probability of being drawn, so that the sum
+    over the sample estimates without bias the sum over the catalogue (Bengio and Senecal, 2008).
+    The target is there whatever is drawn: it is not corrected, and dropped from the negatives
+    (Khrylchenko et al., Correcting the LogQ Correction, arXiv 2507.09331).
+
+    Args:
+        positives_ND: vectors of the targets.
+        negatives_MD: vectors of `negatives_M`, drawn with replacement, the same for all positions.
+        log_probability_M: log q of each.
+    """
+    correction_M = log_probability_M + math.log(len(negatives_M))
+    scores_NM = (states_ND @ negatives_MD.T).float() - correction_M
+    scores_NM = scores_NM.masked_fill(negatives_M == targets_N[:, None], -torch.inf)
+    positive_N1 = (states_ND * positives_ND).sum(dim=-1, keepdim=True).float()
+    losses_N = torch.cat([positive_N1, scores_NM], dim=1).logsumexp(dim=1) - positive_N1[:, 0]
+    return (losses_N * (targets_N != PADDING)).sum()
+
+
+def gbce(
+    states_ND: Tensor,
+    positives_ND: Tensor,
+    targets_N: Tensor,
+    negatives_MD: Tensor,
+    negatives_M: Tensor,
+    *,
+    num_items: int,
+    calibration: float,
+) -> Tensor:
+    """Returns generalised binary cross-entropy with M uniform negatives, summed over positions.
+
+    Petrov and Macdonald, gSASRec, arXiv 2308.07192: -(b log s(positive) + sum log(1 -
+    s(negative))), with b = a (t (1 - 1/a) + 1/a) and a = M / (V - 1), the share of the catalogue
+    that is drawn: the power b undoes the overconfidence that comes with few negatives. t = 0 is
+    plain binary cross-entropy, t = 1 gives calibrated probabilities.
+    """
+    share = len(negatives_M) / max(num_items - 1, 1)
+    power = share * (calibration * (1 - 1 / share) + 1 / share)
+    positive_N = (states_ND * positives_ND).sum(dim=-1).float()
+    negative_NM = logsigmoid(-(states_ND @ negatives_MD.T).float())
+    negative_NM = negative_NM.masked_fill(negatives_M == targets_N[:, None], 0)
+    losses_N = -power * logsigmoid(positive_N) - negative_NM.sum(dim=1)
+    return (losses_N * (targets_N != PADDING)).sum()
 
 
 def cross_entropy(states_ND: Tensor, table_VD: Tensor, labels: Sequence[SoftLabels]) -> Tensor:

@@ -24,6 +24,8 @@ from recsys.compress.prune import (
     prune_layers,
 )
 from recsys.compress.quantize import Quantize
+from recsys.models import StudentConfig
+from recsys.models.gru import GRU
 from recsys.models.interface import SequenceModel
 from recsys.models.transformer import Transformer
 
@@ -49,6 +51,8 @@ def compress(
         ValueError: a step asks for more than the model has, for recovery without `recover`, or for
             a kind of model that cannot be compressed.
     """
+    if not isinstance(model.config, StudentConfig):
+        raise ValueError(f"{type(model).__name__} cannot be served, so compress a student of it")
     precision: Precision = "float32"
     for step in recipe:
         if isinstance(step, Quantize):
@@ -70,8 +74,16 @@ def apply(step: Step, model: SequenceModel, histories: Sequence[np.ndarray]) -> 
     Raises:
         ValueError: the step asks for more than the model has.
     """
+    match step:
+        case Quantize():
+            return model
+        case FactorizeItems():
+            assert isinstance(model, Transformer | GRU), "compress has checked the kind"
+            return factorize_items(step, model, histories)
     if not isinstance(model, Transformer):
-        raise ValueError(f"{type(model).__name__} cannot be compressed; give a Transformer")
+        raise ValueError(
+            f"{type(step).__name__} is for transformers, not for {type(model).__name__}"
+        )
     match step:
         case PruneLayers():
             return prune_layers(step, model, histories)
@@ -81,7 +93,3 @@ def apply(step: Step, model: SequenceModel, histories: Sequence[np.ndarray]) -> 
             return prune_feed_forward(step, model, histories)
         case FactorizeLinears():
             return factorize_linears(step, model, histories)
-        case FactorizeItems():
-            return factorize_items(step, model, histories)
-        case Quantize():
-            return model

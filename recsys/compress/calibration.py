@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batches import pad_histories
+from recsys.models.interface import PackedRows
 from recsys.models.layers import LowRankLinear
 from recsys.models.transformer import Transformer
 
@@ -79,4 +80,5 @@ def linear_maps(model: Transformer) -> Iterator[tuple[str, nn.Linear | LowRankLi
 def _encode(model: Transformer, items_BL: Tensor, valid_BL: Tensor) -> None:
     model.eval()
     positions_BL = torch.arange(items_BL.shape[1]).expand_as(items_BL)
-    model.encode(items_BL, positions_BL, valid_BL.long())
+    no_times = torch.zeros_like(items_BL)
+    model.encode(PackedRows(items_BL, positions_BL, valid_BL.long(), no_times, no_times))

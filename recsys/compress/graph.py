@@ -1,10 +1,11 @@
-"""The serving graph of a transformer in ONNX, built from its weights.
+"""The serving graph of a model in ONNX, built from its weights.
 
 The item table is one initialiser that lookup and scoring share. What a product wants in another
 form (a transposed table, a weight of 8 bits as floats, the cosines of all positions) is written
 as nodes over constants, which the engine folds once when it loads the file: it costs no bytes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
@@ -13,6 +14,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from recsys.compress.quantize import LARGEST_CODE, ZERO_POINT, quantize
+from recsys.models import StudentConfig
+from recsys.models.gru import GRUConfig
 from recsys.models.transformer import TransformerConfig
 
 Precision = Literal["float32", "int8"]
@@ -134,28 +137,23 @@ class LowRankTable:
         return self.codes.score(graph, state_BR, bias_V)
 
 
-class TransformerGraph:
-    """Writes a transformer of `config` and `weights` into a graph."""
+class EncoderGraph(ABC):
+    """Writes an encoder of `config` and `weights` into a graph."""
 
-    def __init__(self, config: TransformerConfig, weights: Weights, precision: Precision):
-        self.config = config
+    def __init__(self, config: StudentConfig, weights: Weights, precision: Precision):
+        self.item_rank = config.item_rank
         self.weights = weights
         self.precision: Precision = precision
         self.graph = Graph()
-        dense = config.item_rank is None
-        self.item_rows = weights[f"item_embedding.{'weight' if dense else 'codes_VR'}"]
+        self.item_rows = weights[
+            f"item_embedding.{'weight' if self.item_rank is None else 'codes_VR'}"
+        ]
         self.num_items = len(self.item_rows) - 1
         self.table = self._item_table()
-        self.rotary = self._rotary_tables()
 
+    @abstractmethod
     def state(self, history_BL: str, length_B: str) -> str:
         """Returns state_BD after the last item of right-padded histories."""
-        x_BLD = self._norm("embedding_norm", self.table.lookup(self.graph, history_BL))
-        for layer in range(self.config.num_layers - 1):
-            x_BLD = self._block(f"blocks.{layer}", x_BLD)
-        x_B1D = self._last_block(f"blocks.{self.config.num_layers - 1}", x_BLD, length_B)
-        x_BD = self.graph.op("Squeeze", x_B1D, self.graph.constant([1], np.int64))
-        return self._norm("norm", x_BD)
 
     def scores(self, state_BD: str) -> str:
         """Returns scores_BV; those of the padding column are -inf."""
@@ -164,6 +162,49 @@ class TransformerGraph:
         infinite = graph.constant([-np.inf], np.float32)
         bias_V = graph.op("Concat", infinite, zeros, axis=0)
         return self.table.score(graph, state_BD, bias_V)
+
+    def _matrix(self, weight_OI: np.ndarray) -> str:
+        """Returns the transposed matrix as float32, whatever it is stored as.
+
+        Floating point throughout: at the widths of students products of 8-bit activations are no
+        faster, and their scale would depend on the padding and on the rest of the batch.
+        """
+        if self.precision == "float32":
+            return self.graph.constant(np.ascontiguousarray(weight_OI.T), np.float32)
+        codes, scales = quantize(np.ascontiguousarray(weight_OI.T), axis=0)
+        zero_point = self.graph.constant(ZERO_POINT, np.float32)
+        floats = self.graph.op("Cast", self.graph.constant(codes), to=TensorProto.FLOAT)
+        centred = self.graph.op("Sub", floats, zero_point)
+        return self.graph.op("Mul", centred, self.graph.constant(scales))
+
+    def _norm(self, name: str, x: str) -> str:
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        inputs = (x, self.graph.constant(weight), self.graph.constant(bias))
+        return self.graph.op("LayerNormalization", *inputs, epsilon=LAYER_NORM_EPSILON)
+
+    def _item_table(self) -> Table:
+        kind = FloatTable if self.precision == "float32" else Int8Table
+        rows = kind(self.graph, self.item_rows)
+        if self.item_rank is None:
+            return rows
+        return LowRankTable(rows, self._matrix(self.weights["item_embedding.basis_RD"].T))
+
+
+class TransformerGraph(EncoderGraph):
+    """Writes a transformer into a graph."""
+
+    def __init__(self, config: TransformerConfig, weights: Weights, precision: Precision):
+        super().__init__(config, weights, precision)
+        self.config = config
+        self.rotary = self._rotary_tables()
+
+    def state(self, history_BL: str, length_B: str) -> str:
+        x_BLD = self._norm("embedding_norm", self.table.lookup(self.graph, history_BL))
+        for layer in range(self.config.num_layers - 1):
+            x_BLD = self._block(f"blocks.{layer}", x_BLD)
+        x_B1D = self._last_block(f"blocks.{self.config.num_layers - 1}", x_BLD, length_B)
+        x_BD = self.graph.op("Squeeze", x_B1D, self.graph.constant([1], np.int64))
+        return self._norm("norm", x_BD)
 
     def _block(self, block: str, x_BLD: str) -> str:
         normed = self._norm(f"{block}.norm_1", x_BLD)
@@ -228,25 +269,6 @@ class TransformerGraph:
             x = self.graph.op("MatMul", x, self._matrix(self.weights[weight]))
         return x
 
-    def _matrix(self, weight_OI: np.ndarray) -> str:
-        """Returns the transposed matrix as float32, whatever it is stored as.
-
-        Floating point throughout: at the widths of students products of 8-bit activations are no
-        faster, and their scale would depend on the padding and on the rest of the batch.
-        """
-        if self.precision == "float32":
-            return self.graph.constant(np.ascontiguousarray(weight_OI.T), np.float32)
-        codes, scales = quantize(np.ascontiguousarray(weight_OI.T), axis=0)
-        zero_point = self.graph.constant(ZERO_POINT, np.float32)
-        floats = self.graph.op("Cast", self.graph.constant(codes), to=TensorProto.FLOAT)
-        centred = self.graph.op("Sub", floats, zero_point)
-        return self.graph.op("Mul", centred, self.graph.constant(scales))
-
-    def _norm(self, name: str, x: str) -> str:
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        inputs = (x, self.graph.constant(weight), self.graph.constant(bias))
-        return self.graph.op("LayerNormalization", *inputs, epsilon=LAYER_NORM_EPSILON)
-
     def _rotary_tables(self) -> tuple[str, str]:
         """Returns cosines and sines of all positions, (max_length, head_width / 2)."""
         half = self.config.head_width // 2
@@ -257,24 +279,71 @@ class TransformerGraph:
         )
         return self.graph.op("Cos", angles), self.graph.op("Sin", angles)
 
-    def _item_table(self) -> Table:
-        kind = FloatTable if self.precision == "float32" else Int8Table
-        rows = kind(self.graph, self.item_rows)
-        if self.config.item_rank is None:
-            return rows
-        return LowRankTable(rows, self._matrix(self.weights["item_embedding.basis_RD"].T))
+
+class GRUGraph(EncoderGraph):
+    """Writes a recurrent encoder into a graph."""
+
+    def __init__(self, config: GRUConfig, weights: Weights, precision: Precision):
+        super().__init__(config, weights, precision)
+        self.config = config
+
+    def state(self, history_BL: str, length_B: str) -> str:
+        graph = self.graph
+        length_B = graph.op("Cast", length_B, to=TensorProto.INT32)
+        x_BLD = self._norm("embedding_norm", self.table.lookup(graph, history_BL))
+        x_LBD = graph.op("Transpose", x_BLD, perm=[1, 0, 2])
+        directions = graph.constant([1], np.int64)  # the operator's axis of forward and backward
+        state = ""
+        for layer in range(self.config.num_layers):
+            states_L1BH, state = self._layer(layer, x_LBD, length_B)
+            x_LBD = graph.op("Squeeze", states_L1BH, directions)
+        state_BH = graph.op("Squeeze", state, graph.constant([0], np.int64))
+        output = graph.op("MatMul", state_BH, self._matrix(self.weights["output.weight"]))
+        return self._norm("norm", output)
+
+    def _layer(self, layer: int, x_LBD: str, length_B: str) -> list[str]:
+        """Returns all states and the last one of each history, each with an axis of directions."""
+        graph = self.graph
+        first_axis = graph.constant([0], np.int64)
+        matrices = [
+            graph.op(
+                "Unsqueeze",
+                graph.op("Transpose", self._matrix(self._gates(f"{name}_l{layer}")), perm=[1, 0]),
+                first_axis,
+            )
+            for name in ("weight_ih", "weight_hh")
+        ]
+        biases = [self._gates(f"{name}_l{layer}") for name in ("bias_ih", "bias_hh")]
+        bias_1G = graph.constant(np.concatenate(biases)[None], np.float32)
+        return graph.split(
+            "GRU",
+            x_LBD,
+            *matrices,
+            bias_1G,
+            length_B,
+            count=2,
+            hidden_size=self.config.hidden_width,
+            linear_before_reset=1,
+        )
+
+    def _gates(self, name: str) -> np.ndarray:
+        """Returns a weight with its gates in the operator's order: update before reset."""
+        reset, update, new = np.split(self.weights[f"layers.{name}"], 3)
+        return np.concatenate([update, reset, new])
 
 
-def serving_graph(
-    config: TransformerConfig, weights: Weights, precision: Precision
-) -> onnx.ModelProto:
+def serving_graph(config: StudentConfig, weights: Weights, precision: Precision) -> onnx.ModelProto:
     """Returns the graph from histories to the best items.
 
     Inputs: history_BL (right-padded with 0), length_B (at least 1), k and exclude_seen (one value
     each). Outputs: items_BK and item_scores_BK, and scores_BV of the whole catalogue with the seen
     items in it and the padding column at -inf. Asked for more than there are, it returns all.
     """
-    builder = TransformerGraph(config, weights, precision)
+    match config:
+        case TransformerConfig():
+            builder = TransformerGraph(config, weights, precision)
+        case GRUConfig():
+            builder = GRUGraph(config, weights, precision)
     graph = builder.graph
     scores_BV = builder.scores(builder.state("history_BL", "length_B"))
     k = graph.op("Min", "k", graph.constant([builder.num_items], np.int64))

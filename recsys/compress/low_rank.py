@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recsys.compress.calibration import calibrate, linear_maps
-from recsys.compress.prune import check_at_most, dense_weight, rebuilt
+from recsys.compress.prune import Model, check_at_most, dense_weight, rebuilt
 from recsys.models.transformer import Transformer
 
 SMALLEST_VARIANCE = 1e-6
@@ -62,9 +62,7 @@ def factorize_linears(
     return rebuilt(model, dataclasses.replace(model.config, linear_rank=step.rank), state)
 
 
-def factorize_items(
-    step: FactorizeItems, model: Transformer, histories: Sequence[np.ndarray]
-) -> Transformer:
+def factorize_items(step: FactorizeItems, model: Model, histories: Sequence[np.ndarray]) -> Model:
     """Returns the model with an item table of rank `step.rank`.
 
     The basis is the leading right singular vectors of the table; of the table with rows scaled by

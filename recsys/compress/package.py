@@ -8,13 +8,13 @@ import numpy as np
 
 from recsys.checkpoint import ITEMS, seal_model
 from recsys.compress import Recipe
-from recsys.compress.export import export_onnx
+from recsys.compress.export import export_onnx, has_graph
 from recsys.compress.graph import Precision
 from recsys.data.sequences import Dataset
 from recsys.evaluate.engine import OnnxModel
-from recsys.evaluate.report import evaluate_scorer, report_model, write_report
-from recsys.models import save
-from recsys.models.interface import SequenceModel
+from recsys.evaluate.report import cost, evaluate_scorer, write_report
+from recsys.models import reads_target_time, save
+from recsys.models.interface import SequenceModel, torch_scorer
 
 NUM_CALIBRATION = 512
 
@@ -41,7 +41,8 @@ def package(
     """Writes weights, ONNX graph and report.json; returns the report.
 
     Everything in the report is measured on the graph that was written, by the engine that serves:
-    on test, and the accuracy on validation under its name.
+    on test, and the accuracy on validation under its name. A teacher of a kind that has no graph is
+    measured in PyTorch: it teaches, and is not served.
 
     Args:
         recipe: the steps that made the model, for its config.json.
@@ -52,15 +53,23 @@ def package(
     """
     save(model, directory, items=dataset.path / ITEMS, role=role, parents=parents, recipe=recipe)
     histories = calibration_histories(dataset)
-    parity = export_onnx(model, directory, histories=histories, precision=precision)
-    seal_model(directory)
+    exported = {}
+    if has_graph(model):
+        parity = export_onnx(model, directory, histories=histories, precision=precision)
+        exported = {"export": {"precision": precision, **parity}}
+        seal_model(directory)
+        score = OnnxModel(directory).scores
+    else:
+        score = torch_scorer(model)
     num_parameters = sum(p.numel() for p in model.parameters())
-    validation = evaluate_scorer(OnnxModel(directory).scores, dataset, "validation", seed=seed)
+    validation = evaluate_scorer(score, dataset, "validation", seed=seed)
     report = {
-        **report_model(directory, dataset, split="test", seed=seed),
+        **evaluate_scorer(score, dataset, "test", seed=seed),
+        **cost(directory, dataset, "test"),
         "num_parameters": num_parameters,
+        "track": "target's time given" if reads_target_time(model.config) else "history only",
         **(extra or {}),
-        "export": {"precision": precision, **parity},
+        **exported,
         "validation": {k: v for k, v in validation.items() if "@" in k or k == "mrr"},
     }
     write_report(directory, report)

@@ -8,17 +8,20 @@ gave before (Hubara et al., arXiv 2102.05099, and its like).
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recsys.compress.calibration import calibrate
-from recsys.models.transformer import Transformer, TransformerConfig
+from recsys.models.gru import GRU
+from recsys.models.transformer import Transformer
 
 RIDGE = 1e-2
 
 State = dict[str, Tensor]
+Model = TypeVar("Model", bound=Transformer | GRU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +125,9 @@ def check_at_most(setting: str, value: int, available: int, what: str) -> None:
         )
 
 
-def rebuilt(model: Transformer, config: TransformerConfig, state: State) -> Transformer:
+def rebuilt(model: Model, config: Any, state: State) -> Model:
     """Returns a new model of `config` with a copy of the weights in `state`."""
-    smaller = Transformer(config, len(model.item_table()))
+    smaller = type(model)(config, len(model.item_table()))
     smaller.load_state_dict(state)
     smaller.eval()
     return smaller

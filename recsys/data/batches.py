@@ -25,6 +25,10 @@ class Batch(NamedTuple):
     """Which window of the row, counted from 1, int64; 0 is padding."""
     rows_BL: np.ndarray
     """Number of the training position (`first_rows` of the user + position), int64; -1 if none."""
+    times_BL: np.ndarray
+    """Timestamp of each item, int64."""
+    next_times_BL: np.ndarray
+    """Timestamp of each target, int64."""
 
 
 class Window(NamedTuple):
@@ -92,7 +96,7 @@ def pack(windows: list[Window], length: int, num_open: int = 64) -> list[list[Wi
 
 def empty_batch(num_rows: int, length: int) -> Batch:
     """Returns a batch of padding."""
-    batch = Batch(*(np.zeros((num_rows, length), np.int64) for _ in range(5)))
+    batch = Batch(*(np.zeros((num_rows, length), np.int64) for _ in Batch._fields))
     batch.rows_BL.fill(-1)
     return batch
 
@@ -103,11 +107,13 @@ def fill_row(
     """Writes the windows of `row` one after the other into row `index` of `batch`."""
     at = 0
     for segment, window in enumerate(row, start=1):
-        history = dataset.history(window.user)
+        history, times = dataset.history(window.user), dataset.timestamps(window.user)
         size = window.stop - window.start
         here = (index, slice(at, at + size))
         batch.items_BL[here] = history[window.start : window.stop]
         batch.targets_BL[here] = history[window.start + 1 : window.stop + 1]
+        batch.times_BL[here] = times[window.start : window.stop]
+        batch.next_times_BL[here] = times[window.start + 1 : window.stop + 1]
         batch.positions_BL[here] = np.arange(size)
         batch.segments_BL[here] = segment
         first = first_rows[window.user] + window.start
@@ -128,6 +134,19 @@ def pad_histories(
     for row, history in zip(history_BL, latest, strict=True):
         row[: len(history)] = history
     return history_BL, length_B
+
+
+def pad_times(times: Sequence[np.ndarray], max_length: int) -> np.ndarray:
+    """Returns times_BM (M = L + 1) of histories that are padded to L, right-padded with 0.
+
+    Args:
+        times: of each history the timestamps of its items and, last, that of its target.
+    """
+    latest = [moments[-max_length - 1 :] for moments in times]
+    times_BM = np.zeros((len(latest), max([2, *map(len, latest)])), dtype=np.int64)
+    for row, moments in zip(times_BM, latest, strict=True):
+        row[: len(moments)] = moments
+    return times_BM
 
 
 class Batches:

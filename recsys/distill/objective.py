@@ -42,7 +42,7 @@ class Distillation:
         return Targets(self.directory)
 
     def __call__(self, model: SequenceModel, batch: TensorBatch) -> Tensor:
-        states_BLD = model.encode(batch.items_BL, batch.positions_BL, batch.segments_BL).float()
+        states_BLD = model.encode(batch.inputs).float()
         asked = batch.rows_BL >= 0
         items_NK, scores_NK = self.targets.look_up(batch.rows_BL[asked].numpy())
         return hard_and_soft_cross_entropy(

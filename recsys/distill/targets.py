@@ -19,6 +19,7 @@ from recsys.config import require_at_least
 from recsys.data.batches import Batch, Window, empty_batch, fill_row, first_rows, pack
 from recsys.data.sequences import Dataset
 from recsys.models.interface import SequenceModel
+from recsys.train.objective import to_tensors
 
 NUM_ROWS = 16  # packed rows a teacher reads at a time
 CHUNK = 2048  # positions whose scores over the catalogue are in memory at a time
@@ -139,9 +140,7 @@ def _answer(
     teacher: SequenceModel, batch: Batch, top_k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns row numbers, items, scores and log-normalisers of the asked positions."""
-    asked = torch.from_numpy(batch.rows_BL >= 0)
-    tensors = (torch.from_numpy(a) for a in (batch.items_BL, batch.positions_BL, batch.segments_BL))
-    states_ND = teacher.encode(*tensors)[asked]
+    states_ND = teacher.encode(to_tensors(batch).inputs)[torch.from_numpy(batch.rows_BL >= 0)]
     table_VD = teacher.item_table()
     parts = []
     for states in states_ND.split(CHUNK):

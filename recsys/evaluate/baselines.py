@@ -13,7 +13,7 @@ def popularity(dataset: Dataset) -> Scorer:
     """Returns a scorer that gives every history the items' counts in training."""
     counts_V = dataset.item_counts_V.astype(np.float32)
 
-    def score(histories: Sequence[np.ndarray]) -> np.ndarray:
+    def score(histories: Sequence[np.ndarray], _times: object = None) -> np.ndarray:
         return np.tile(counts_V, (len(histories), 1))
 
     return score
@@ -35,7 +35,7 @@ def last_item_markov(dataset: Dataset) -> Scorer:
     ones = np.ones(len(before), np.float32)
     followers_VV = csr_array((ones, (before, after)), shape=(size, size))
 
-    def score(histories: Sequence[np.ndarray]) -> np.ndarray:
+    def score(histories: Sequence[np.ndarray], _times: object = None) -> np.ndarray:
         last_B = np.array([history[-1] if len(history) else 0 for history in histories])
         return followers_VV[last_B].toarray() + tie_breaker_V
 

@@ -50,8 +50,8 @@ class OnnxModel:
             line = str(error).splitlines()[0]
             raise ValueError(f"{path} is not a graph of a recommender: {line}") from None
 
-    def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns scores_BV of the whole catalogue; column 0 is -inf."""
+    def scores(self, histories: Sequence[np.ndarray], _times: object = None) -> np.ndarray:
+        """Returns scores_BV of the whole catalogue; column 0 is -inf. A `Scorer`."""
         (scores_BV,) = self._run(["scores_BV"], histories, 1, False)
         return scores_BV
 

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from recsys.data.sequences import Dataset
 
-Scorer = Callable[[Sequence[np.ndarray]], np.ndarray]
-"""Histories (item indexes, oldest first) to scores_BV; column 0 is padding."""
+Scorer = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], np.ndarray]
+"""Histories (item indexes, oldest first) and their timestamps, with that of the target at the end,
+to scores_BV; column 0 is padding."""
 Split = Literal["validation", "test"]
 LIST_LENGTH = 10
 
@@ -75,7 +76,8 @@ def _rank_batch(
     pairs = list(zip(users_B.tolist(), targets_B.tolist(), strict=True))
     histories = [dataset.history(user)[:target] for user, target in pairs]
     item_B = np.array([dataset.history(user)[target] for user, target in pairs])
-    scores_BV = np.array(score(histories), dtype=np.float32)
+    times = [dataset.timestamps(user)[: target + 1] for user, target in pairs]
+    scores_BV = np.array(score(histories, times), dtype=np.float32)
     _check(scores_BV, dataset.num_items_with_padding)
     scores_BV[:, 0] = -np.inf
     rows = np.arange(len(item_B))

@@ -101,17 +101,6 @@ def cost(directory: Path, dataset: Dataset, split: Split) -> dict[str, Any]:
     return {**measured, "hardware": hardware(), "versions": versions()}
 
 
-def report_model(
-    directory: Path, dataset: Dataset, *, split: Split, seed: int, keep_seen: bool = False
-) -> dict[str, Any]:
-    """Returns the report of a model directory's graph, measured on the engine that serves."""
-    score = OnnxModel(directory).scores
-    return {
-        **evaluate_scorer(score, dataset, split, seed=seed, keep_seen=keep_seen),
-        **cost(directory, dataset, split),
-    }
-
-
 def check_catalogue(directory: Path, dataset: Dataset) -> None:
     """Checks that a model's item indexes mean what the dataset's do.
 

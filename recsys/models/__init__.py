@@ -8,11 +8,18 @@ import torch
 
 from recsys.checkpoint import load_weights, read_model_config, save_model, verify_model
 from recsys.config import from_json
+from recsys.models.ensemble import Ensemble, EnsembleConfig
+from recsys.models.gru import GRU, GRUConfig
+from recsys.models.hstu import HSTU, HSTUConfig
 from recsys.models.interface import SequenceModel
 from recsys.models.transformer import Transformer, TransformerConfig
 
-ModelConfig = TransformerConfig
+ModelConfig = TransformerConfig | HSTUConfig | GRUConfig | EnsembleConfig
 """Every kind of model there is; a new one adds its config here and its case to `build`."""
+StudentConfig = TransformerConfig | GRUConfig
+"""The kinds that can be compressed and served."""
+ITEM_ROWS = ("item_embedding.weight", "item_embedding.codes_VR")
+"""Endings of the names of weights that have a row an item."""
 
 
 def build(config: ModelConfig, num_items_with_padding: int) -> SequenceModel:
@@ -20,6 +27,24 @@ def build(config: ModelConfig, num_items_with_padding: int) -> SequenceModel:
     match config:
         case TransformerConfig():
             return Transformer(config, num_items_with_padding)
+        case HSTUConfig():
+            return HSTU(config, num_items_with_padding)
+        case GRUConfig():
+            return GRU(config, num_items_with_padding)
+        case EnsembleConfig():
+            members = [build(member, num_items_with_padding) for member in config.members]
+            return Ensemble(config, members)
+
+
+def join(members: Sequence[SequenceModel]) -> Ensemble:
+    """Returns one model whose scores are the mean of the members'.
+
+    Raises:
+        ValueError: there are none, one is an ensemble itself, or they read different lengths.
+    """
+    if any(isinstance(member, Ensemble) for member in members):
+        raise ValueError("an ensemble cannot be a member of another: name its members")
+    return Ensemble(EnsembleConfig(members=tuple(m.config for m in members)), members)
 
 
 def save(
@@ -44,6 +69,17 @@ def save(
     )
 
 
+def reads_target_time(config: ModelConfig) -> bool:
+    """Returns whether a model is told when the item to predict is asked for: another track."""
+    match config:
+        case HSTUConfig():
+            return config.time == "target"
+        case EnsembleConfig():
+            return any(reads_target_time(member) for member in config.members)
+        case _:
+            return False
+
+
 def load_model(directory: Path) -> SequenceModel:
     """Returns the model of a model directory, ready to score.
 
@@ -53,10 +89,8 @@ def load_model(directory: Path) -> SequenceModel:
     verify_model(directory)
     config = from_json(ModelConfig, read_model_config(directory)["model"])
     weights = {name: torch.from_numpy(w) for name, w in load_weights(directory).items()}
-    tables = [
-        name for name in weights if name.startswith("item_embedding.") and "basis" not in name
-    ]
-    model = build(config, len(weights[tables[0]]))
+    tables = (w for name, w in weights.items() if name.endswith(ITEM_ROWS))
+    model = build(config, len(next(tables)))
     model.load_state_dict(weights)
     model.eval()
     return model

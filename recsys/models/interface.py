@@ -5,13 +5,28 @@ D width, V items with the padding row 0, N candidates or training positions, K l
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.data.batches import pad_histories
+from recsys.data.batches import pad_histories, pad_times
+
+
+class PackedRows(NamedTuple):
+    """Sequences one after the other in rows; what a model reads in training."""
+
+    items_BL: Tensor
+    """Item at each position; 0 is padding."""
+    positions_BL: Tensor
+    """Position of each item within its sequence."""
+    segments_BL: Tensor
+    """Which sequence of the row an item belongs to; 0 is padding."""
+    times_BL: Tensor
+    """Timestamp of each item."""
+    next_times_BL: Tensor
+    """Timestamp of the item to predict, for models on the track that is told it."""
 
 
 @runtime_checkable
@@ -20,16 +35,27 @@ class SequenceModel(Protocol):
 
     config: Any
 
-    def encode(self, items_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor) -> Tensor:
-        """Returns states_BLD of packed rows."""
+    def encode(self, rows: PackedRows) -> Tensor:
+        """Returns states_BLD; a position sees itself and what precedes it in its own sequence."""
         ...
 
-    def last_state(self, history_BL: Tensor, length_B: Tensor) -> Tensor:
-        """Returns state_BD after the last item of right-padded histories."""
+    def last_state(
+        self, history_BL: Tensor, length_B: Tensor, times_BM: Tensor | None = None
+    ) -> Tensor:
+        """Returns state_BD after the last item of right-padded histories.
+
+        Args:
+            times_BM: for models that read them, the timestamps of the L items, shifted in a row to
+                have that of the target right after that of the last item (M = L + 1).
+        """
         ...
 
     def item_table(self) -> Tensor:
-        """Returns table_VD."""
+        """Returns table_VD; scores are state_BD @ table_VD.T."""
+        ...
+
+    def item_vectors(self, items: Tensor) -> Tensor:
+        """Returns the table's rows of `items`, shape (*items, D), without making all others."""
         ...
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
@@ -45,14 +71,18 @@ class SequenceModel(Protocol):
     def eval(self) -> Any: ...
 
 
-def torch_scorer(model: SequenceModel) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """Returns a function from histories to scores_BV that runs `model` without dropout."""
+def torch_scorer(model: SequenceModel) -> Callable[..., np.ndarray]:
+    """Returns a `recsys.evaluate.ranking.Scorer` that runs `model` without dropout."""
 
     @torch.inference_mode()
-    def score(histories: Sequence[np.ndarray]) -> np.ndarray:
-        history_BL, length_B = pad_histories(histories, model.config.max_length)
+    def score(
+        histories: Sequence[np.ndarray], times: Sequence[np.ndarray] | None = None
+    ) -> np.ndarray:
+        padded = pad_histories(histories, model.config.max_length)
+        if times is not None:
+            padded = (*padded, pad_times(times, model.config.max_length))
         model.eval()
-        state_BD = model.last_state(torch.from_numpy(history_BL), torch.from_numpy(length_B))
+        state_BD = model.last_state(*map(torch.from_numpy, padded))
         return (state_BD @ model.item_table().T).numpy()
 
     return score

@@ -46,6 +46,13 @@ def linear(in_features: int, out_features: int, rank: int | None) -> nn.Module:
     return LowRankLinear(in_features, out_features, rank)
 
 
+def causal_within(segments_BL: Tensor) -> Tensor:
+    """Returns allowed_BLL: whether a position sees another, of its own segment and not later."""
+    places_L = torch.arange(segments_BL.shape[1], device=segments_BL.device)
+    same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
+    return same_BLL & (places_L[:, None] >= places_L[None, :])
+
+
 def rotary_angles(positions_BL: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
     """Returns cosine and sine, (B, 1, L, head_width / 2), of rotary position embeddings.
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from recsys.config import require_at_least
+from recsys.models.interface import PackedRows
 from recsys.models.item_table import item_table
-from recsys.models.layers import Block, Dropout, rotary_angles
+from recsys.models.layers import Block, Dropout, causal_within, rotary_angles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,27 +73,23 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)
 
-    def encode(self, items_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor) -> Tensor:
-        """Returns states_BLD; a position sees itself and what precedes it in its own segment.
-
-        Args:
-            positions_BL: position of each item within its segment.
-            segments_BL: which sequence of the row an item belongs to; 0 is padding.
-        """
-        same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
-        allowed = (same_BLL & _causal(items_BL))[:, None]
-        cos, sin = rotary_angles(positions_BL, self.config.head_width)
-        x_BLD = self._embed(items_BL)
+    def encode(self, rows: PackedRows) -> Tensor:
+        """Returns states_BLD; a position sees itself and what precedes it in its own sequence."""
+        allowed = causal_within(rows.segments_BL)[:, None]
+        cos, sin = rotary_angles(rows.positions_BL, self.config.head_width)
+        x_BLD = self._embed(rows.items_BL)
         for block in self.blocks:
             x_BLD = block(x_BLD, cos, sin, allowed)
         return self.norm(x_BLD)
 
-    def last_state(self, history_BL: Tensor, length_B: Tensor) -> Tensor:
-        """Returns state_BD after the last item of right-padded histories.
+    def last_state(
+        self, history_BL: Tensor, length_B: Tensor, times_BM: Tensor | None = None
+    ) -> Tensor:
+        """Returns state_BD after the last item of right-padded histories; times are not read.
 
         The last block computes its query and feed-forward network for that position only.
         """
-        allowed = _causal(history_BL).expand(len(history_BL), -1, -1)[:, None]
+        allowed = causal_within(torch.ones_like(history_BL))[:, None]
         positions_BL = torch.arange(history_BL.shape[1], device=history_BL.device)
         positions_BL = positions_BL.expand_as(history_BL)
         cos, sin = rotary_angles(positions_BL, self.config.head_width)
@@ -106,10 +103,9 @@ class Transformer(nn.Module):
         """Returns table_VD; scores are state_BD @ table_VD.T."""
         return self.item_embedding.table()
 
+    def item_vectors(self, items: Tensor) -> Tensor:
+        """Returns the table's rows of `items`."""
+        return self.item_embedding(items)
+
     def _embed(self, items_BL: Tensor) -> Tensor:
         return self.dropout(self.embedding_norm(self.item_embedding(items_BL)))
-
-
-def _causal(items_BL: Tensor) -> Tensor:
-    positions = torch.arange(items_BL.shape[1], device=items_BL.device)
-    return (positions[:, None] >= positions[None, :])[None]

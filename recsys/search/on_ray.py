@@ -11,7 +11,7 @@ from ray.tune import Callback, RunConfig, TuneConfig, Tuner
 from ray.tune.search.optuna import OptunaSearch
 from tqdm import tqdm
 
-from recsys.models import ModelConfig
+from recsys.models import StudentConfig
 from recsys.search.pareto import OBJECTIVES
 from recsys.search.space import SearchConfig, choices, point_from
 from recsys.search.trial import Material, measure
@@ -19,7 +19,9 @@ from recsys.search.trial import Material, measure
 STUDY = "study"
 
 
-def search(material: Material, student: ModelConfig, config: SearchConfig, directory: Path) -> None:
+def search(
+    material: Material, student: StudentConfig, config: SearchConfig, directory: Path
+) -> None:
     """Measures `config.num_trials` points; each leaves its directory below `directory`/points.
 
     A search that was interrupted goes on: the sampler remembers, and what was measured stays.

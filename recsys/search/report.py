@@ -49,9 +49,9 @@ def _draw(
             axes.scatter(*zip(*points, strict=True), color=color, label=name, zorder=3, s=36)
     staircase = _envelope([(row[cost] * unit, row[ACCURACY]) for row in rows])
     axes.step(*zip(*staircase, strict=True), where="post", color=FRONT, alpha=0.5, zorder=2)
-    axes.scatter(
-        teacher[cost] * unit, teacher[ACCURACY], color=TEACHER, marker="*", s=140, label="teacher"
-    )
+    if teacher[cost] is not None:
+        place = (teacher[cost] * unit, teacher[ACCURACY])
+        axes.scatter(*place, color=TEACHER, marker="*", s=140, label="teacher")
     axes.axhline(teacher[ACCURACY], color=TEACHER, linewidth=0.8, linestyle=":")
     picked = next(row for row in rows if row["name"] == chosen)
     axes.scatter(
@@ -118,7 +118,7 @@ COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "NDCG@10 test": lambda row: f"{row['report']['ndcg@10']:.4f}",
     "HR@10 test": lambda row: f"{row['report']['hr@10']:.4f}",
     "size": lambda row: readable_bytes(row[SIZE]),
-    "p50 ms": lambda row: f"{row[LATENCY]:.3f}",
+    "p50 ms": lambda row: f"{row[LATENCY]:.3f}" if row[LATENCY] else "-",
     "config and report": lambda row: _details(row),
 }
 STYLE = """<style>

@@ -8,7 +8,7 @@ from recsys.compress import FactorizeItems, Quantize, Recipe, Step
 from recsys.config import to_json
 from recsys.distill.objective import DistillConfig
 from recsys.files import hash_of
-from recsys.models import ModelConfig
+from recsys.models import GRUConfig, StudentConfig, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class SearchConfig:
     num_layers: tuple[int, ...] = (1, 2)
     """Blocks of a student."""
     expansions: tuple[int, ...] = (1, 2, 4)
-    """Feed-forward widths, as multiples of the width."""
+    """Feed-forward widths, of a GRU those of its state, as multiples of the width."""
     soft_weights: tuple[float, ...] = (0.5, 0.7, 0.9)
     """Shares of the teacher in the loss."""
     temperatures: tuple[float, ...] = (1.0, 1.5, 2.0)
@@ -55,7 +55,7 @@ class ChooseConfig:
 class Point:
     """A candidate."""
 
-    model: ModelConfig
+    model: StudentConfig
     """The student's shape."""
     distill: DistillConfig
     """How it listens to the teacher."""
@@ -82,18 +82,18 @@ def choices(config: SearchConfig) -> dict[str, tuple]:
     }
 
 
-def point_from(sample: Mapping[str, Any], student: ModelConfig, config: SearchConfig) -> Point:
+def point_from(sample: Mapping[str, Any], student: StudentConfig, config: SearchConfig) -> Point:
     """Returns the point that a sample describes; what is not searched is taken from `student`."""
-    width = sample["width"]
-    model = replace(
-        student,
-        width=width,
-        num_layers=sample["num_layers"],
-        num_heads=max(1, width // 16),
-        head_width=min(16, width + width % 2),
-        feed_forward_width=width * sample["expansion"],
-        item_rank=None,  # a rank is a step of the recipe
-    )
+    width, inner = sample["width"], sample["width"] * sample["expansion"]
+    shape: dict[str, int]
+    match student:
+        case TransformerConfig():
+            heads = {"num_heads": max(1, width // 16), "head_width": min(16, width + width % 2)}
+            shape = {**heads, "feed_forward_width": inner}
+        case GRUConfig():
+            shape = {"hidden_width": inner}
+    # No rank of the item table: that is a step of the recipe.
+    model = replace(student, width=width, num_layers=sample["num_layers"], item_rank=None, **shape)
     steps: list[Step] = []
     if sample["item_rank_share"]:
         rank = max(1, round(width * sample["item_rank_share"]))

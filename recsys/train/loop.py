@@ -46,6 +46,9 @@ class TrainConfig:
     """Share of all steps over which the learning rate rises."""
     clip_norm: float = 1.0
     """Largest norm of the gradient of the mean loss."""
+    ema: float | None = None
+    """Decay a step of an exponential moving average of the weights, which is what is validated and
+    kept; none for the weights themselves."""
     evaluate_every: int = 1
     """Epochs between validations."""
     patience: int = 5
@@ -79,6 +82,8 @@ class TrainConfig:
             raise ValueError("learning_rate and clip_norm must be positive")
         if not (self.weight_decay >= 0 and 0 <= self.warmup <= 1):
             raise ValueError("weight_decay must be at least 0 and warmup a share of all steps")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be between 0 and 1, not {self.ema}")
         if not 0 <= self.seed < 2**23:
             raise ValueError(f"seed must be in [0, 2^23), not {self.seed}")
 
@@ -157,6 +162,7 @@ class _Run:
         self.loss_sum, self.num_targets = 0.0, 0  # of the epoch so far
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
+        self.average = [p.detach().clone() for p in model.parameters()] if config.ema else []
         self.total_steps = config.epochs * len(self._batches(0))
         self._load(checkpoints.load())
         if config.compile:
@@ -200,6 +206,7 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self._average()
         return total
 
     def _combine(self, loss: Tensor) -> float:
@@ -213,6 +220,28 @@ class _Run:
                 gradient.copy_(part.view_as(gradient))
         return float(loss)
 
+    def _average(self) -> None:
+        """Moves the averages towards the weights, faster at first, to forget the start."""
+        if self.average:
+            assert self.config.ema is not None
+            decay = min(self.config.ema, self.step / (self.step + 10))
+            for average, weight in zip(self.average, self.model.parameters(), strict=True):
+                average.lerp_(weight.detach(), 1 - decay)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Lends the model the averages for as long as it is measured."""
+        weights = [p.data for p in self.model.parameters()]
+        for parameter, average in zip(
+            self.model.parameters(), self.average or weights, strict=True
+        ):
+            parameter.data = average
+        try:
+            yield
+        finally:
+            for parameter, weight in zip(self.model.parameters(), weights, strict=True):
+                parameter.data = weight
+
     def _schedule(self) -> float:
         warmup = max(1, round(self.config.warmup * self.total_steps))
         if self.step < warmup:
@@ -221,9 +250,10 @@ class _Run:
         return 0.5 * (1 + math.cos(math.pi * done))
 
     def _evaluate(self, loss: float) -> None:
-        value = self.validate(self.model)
-        if not self.history or value > max(entry["ndcg@10"] for entry in self.history):
-            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        with self._averaged():
+            value = self.validate(self.model)
+            if not self.history or value > max(entry["ndcg@10"] for entry in self.history):
+                self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.history.append({"epoch": float(self.epoch), "loss": loss, "ndcg@10": value})
         self._save(self.history[-1])
 
@@ -245,6 +275,7 @@ class _Run:
         state = {
             "model": self.model.state_dict(),
             "best": self.best,
+            "average": self.average,
             "optimizer": self.optimizer.state_dict(),
             "position": [self.epoch, self.step_in_epoch, self.step],
             "so_far": [self.loss_sum, self.num_targets],
@@ -258,6 +289,7 @@ class _Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.history = state["best"], state["history"]
+        self.average = state["average"]
         self.epoch, self.step_in_epoch, self.step = state["position"]
         self.loss_sum, self.num_targets = state["so_far"]
 

@@ -1,22 +1,25 @@
 """What a training step minimises. The loop takes any of these; distillation brings its own."""
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from recsys.config import require_at_least
 from recsys.data.batches import Batch
-from recsys.losses import softmax_cross_entropy
-from recsys.models.interface import SequenceModel
+from recsys.data.sequences import Dataset
+from recsys.losses import PADDING, gbce, sampled_softmax, smoothing, softmax_cross_entropy
+from recsys.models.interface import PackedRows, SequenceModel
 
 
 class TensorBatch(NamedTuple):
-    """The arrays of a `Batch` as tensors."""
+    """The arrays of a `Batch` as tensors: what the model reads, and what it is asked."""
 
-    items_BL: Tensor
+    inputs: PackedRows
     targets_BL: Tensor
-    positions_BL: Tensor
-    segments_BL: Tensor
     rows_BL: Tensor
 
 
@@ -30,12 +33,85 @@ class Objective(Protocol):
 
 def to_tensors(batch: Batch) -> TensorBatch:
     """Returns the batch as tensors, without copying."""
-    return TensorBatch(*(torch.from_numpy(array) for array in batch))
+    arrays = {name: torch.from_numpy(array) for name, array in batch._asdict().items()}
+    inputs = PackedRows(**{name: arrays[name] for name in PackedRows._fields})
+    return TensorBatch(inputs, arrays["targets_BL"], arrays["rows_BL"])
 
 
 def next_item(model: SequenceModel, batch: TensorBatch) -> Tensor:
     """Returns the summed cross-entropy of the next item at every position."""
-    states_BLD = model.encode(batch.items_BL, batch.positions_BL, batch.segments_BL).float()
+    states_BLD = model.encode(batch.inputs).float()
     return softmax_cross_entropy(
         states_BLD.flatten(0, 1), model.item_table(), batch.targets_BL.flatten()
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """How far the model is from the next item of the log."""
+
+    kind: Literal["softmax", "sampled-softmax", "gbce"] = "softmax"
+    """Cross-entropy over the whole catalogue, or against a sample of it, or a binary one against a
+    uniform sample; samples are for catalogues of a hundred thousand items and more."""
+    num_negatives: int = 1024
+    """Items in a sample, which all positions of a batch share."""
+    popularity_power: float = 0.5
+    """A sampled softmax draws items by their count in training to this power; 0 is uniformly."""
+    calibration: float = 0.75
+    """t of gbce: 0 is plain binary cross-entropy, 1 gives calibrated probabilities."""
+    label_smoothing: float = 0.0
+    """Share of the label that a softmax over the catalogue spreads evenly over it."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, num_negatives=self.num_negatives)
+        for name in ("popularity_power", "calibration", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
+
+
+class NextItem:
+    """An `Objective` that learns the log's next items, by any of the losses."""
+
+    def __init__(self, config: LossConfig, dataset: Path):
+        # Absolute: workers start in a directory of their own.
+        self.config, self.dataset = config, dataset.resolve()
+
+    @cached_property
+    def probability_V(self) -> Tensor:
+        """The probability of each item to be drawn; one more on the counts, so that all can be."""
+        power = self.config.popularity_power if self.config.kind == "sampled-softmax" else 0.0
+        weights_V = (Dataset.open(self.dataset).item_counts_V + 1.0) ** power
+        weights_V[PADDING] = 0
+        return torch.from_numpy(weights_V / weights_V.sum())
+
+    def __call__(self, model: SequenceModel, batch: TensorBatch) -> Tensor:
+        counted_BL = batch.targets_BL != PADDING
+        states_ND = model.encode(batch.inputs).float()[counted_BL]
+        targets_N = batch.targets_BL[counted_BL]
+        positives_ND = model.item_vectors(targets_N)
+        if self.config.kind == "softmax":
+            table_VD, share = model.item_table(), self.config.label_smoothing
+            loss = softmax_cross_entropy(states_ND, table_VD, targets_N)
+            return loss + share * smoothing(states_ND, table_VD, targets_N, positives_ND)
+        negatives_M = self._draw(self.config.num_negatives)
+        sample = (targets_N, model.item_vectors(negatives_M), negatives_M)
+        if self.config.kind == "sampled-softmax":
+            log_probability_M = self.probability_V[negatives_M].log().float()
+            return sampled_softmax(states_ND, positives_ND, *sample, log_probability_M)
+        return gbce(
+            states_ND,
+            positives_ND,
+            *sample,
+            num_items=len(self.probability_V) - 1,
+            calibration=self.config.calibration,
+        )
+
+    def _draw(self, count: int) -> Tensor:
+        cumulative_V = self.probability_V.cumsum(0)
+        places_M = torch.rand(count, dtype=torch.float64) * cumulative_V[-1]
+        return torch.searchsorted(cumulative_V, places_M, right=True)
+
+
+def objective(config: LossConfig, dataset: Path) -> Objective:
+    """Returns the objective of a loss on a dataset; the plain one where that is what is asked."""
+    return next_item if config == LossConfig() else NextItem(config, dataset)

@@ -13,6 +13,7 @@ from recsys.compress import export
 from recsys.compress.export import export_onnx
 from recsys.data.batches import pad_histories
 from recsys.models import build
+from recsys.models.gru import GRU, GRUConfig
 from recsys.models.interface import torch_scorer
 from recsys.models.transformer import Transformer, TransformerConfig
 
@@ -25,13 +26,17 @@ VARIANTS = {
     "one layer": dataclasses.replace(CONFIG, num_layers=1),
     "low rank": dataclasses.replace(CONFIG, linear_rank=8, item_rank=8),
     "narrow heads": dataclasses.replace(CONFIG, num_heads=3, head_width=6),
+    "gru": GRUConfig(width=32, hidden_width=24, max_length=30),
+    "two layers of gru": GRUConfig(
+        width=16, hidden_width=24, num_layers=2, max_length=30, item_rank=8
+    ),
 }
 
 
-def make(config: TransformerConfig) -> Transformer:
+def make(config: TransformerConfig | GRUConfig) -> Transformer | GRU:
     torch.manual_seed(1)
     model = build(config, NUM_ITEMS + 1)
-    assert isinstance(model, Transformer)
+    assert isinstance(model, Transformer | GRU)
     with torch.no_grad():
         for parameter in model.item_embedding.parameters():
             parameter.mul_(20)

@@ -86,10 +86,7 @@ def test_the_objective_looks_up_the_answers_of_its_positions(dataset, teacher, t
     batch = to_tensors(Batches(dataset, num_rows=4, length=8, seed=0, epoch=0).batch(0))
     student = build(replace(MODEL, dropout=0.0), dataset.num_items_with_padding)
     objective = Distillation(tmp_path, DistillConfig(soft_weight=0.6, temperature=2.0))
-    logits_BLV = (
-        student.encode(batch.items_BL, batch.positions_BL, batch.segments_BL)
-        @ student.item_table().T
-    )
+    logits_BLV = student.encode(batch.inputs) @ student.item_table().T
     targets, expected = Targets(tmp_path), 0.0
     for row, logits_V, item in zip(
         batch.rows_BL.flatten().tolist(),

@@ -8,7 +8,7 @@ from recsys.evaluate.ranking import join, rank_targets
 
 def constant(scores_V):
     """Returns a scorer that gives every history the same scores."""
-    return lambda histories: np.tile(np.array(scores_V, np.float32), (len(histories), 1))
+    return lambda histories, _times: np.tile(np.array(scores_V, np.float32), (len(histories), 1))
 
 
 BY_INDEX = constant([99, 1, 2, 3, 4, 5])  # the padding item scores best, and must not count
@@ -33,7 +33,7 @@ def test_validation_has_shorter_histories(make_dataset):
 def test_scorer_is_given_the_history_before_the_target(make_dataset):
     asked = []
 
-    def score(histories):
+    def score(histories, _times):
         asked.extend(history.tolist() for history in histories)
         return BY_INDEX(histories)
 
@@ -111,7 +111,7 @@ def test_batches_do_not_matter(walks, batch_size):
 def test_no_batch_is_larger_than_asked(walks):
     sizes = []
 
-    def score(histories):
+    def score(histories, _times):
         sizes.append(len(histories))
         return by_noise(histories)
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import compress, distill, evaluate, pipeline, prepare, search, train
+from jobs import compress, distill, ensemble, evaluate, pipeline, prepare, search, train
 from jobs.command import command
 from jobs.presets import PRESETS
 from recsys.config import from_json, to_json
@@ -13,6 +13,7 @@ JOBS = [
     train.Train,
     distill.Distill,
     compress.Compress,
+    ensemble.Ensemble,
     evaluate.Evaluate,
     search.Search,
     pipeline.Pipeline,

@@ -1,36 +1,57 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from recsys.data.batches import pad_histories
-from recsys.models import TransformerConfig, build, load_model, save
+from recsys.data.batches import pad_histories, pad_times
+from recsys.models import (
+    EnsembleConfig,
+    GRUConfig,
+    HSTUConfig,
+    TransformerConfig,
+    build,
+    load_model,
+    save,
+)
 from recsys.models.interface import SequenceModel, torch_scorer
 from recsys.models.layers import Dropout
+from tests.models.rows import pack, times_of
 
 NUM_ITEMS = 20
-CONFIGS = [
-    TransformerConfig(width=16, num_heads=2, head_width=8, feed_forward_width=32, max_length=10),
-    TransformerConfig(width=16, num_layers=1, head_width=4, feed_forward_width=8, max_length=10),
-    TransformerConfig(
-        width=16, head_width=8, feed_forward_width=32, max_length=10, item_rank=4, linear_rank=3
-    ),
-]
+TRANSFORMER = TransformerConfig(
+    width=16, num_heads=2, head_width=8, feed_forward_width=32, max_length=10
+)
+HSTU = HSTUConfig(width=16, num_heads=2, head_width=8, max_length=10)
+GRU = GRUConfig(width=16, hidden_width=12, max_length=10)
+CONFIGS = {
+    "transformer": TRANSFORMER,
+    "one layer": replace(TRANSFORMER, num_layers=1, feed_forward_width=8),
+    "low rank": replace(TRANSFORMER, item_rank=4, linear_rank=3),
+    "hstu": HSTU,
+    "hstu without time": replace(HSTU, time="none"),
+    "hstu with the target's time": replace(HSTU, time="target", item_rank=4),
+    "gru": GRU,
+    "gru of two layers": replace(GRU, num_layers=2, item_rank=4),
+    "ensemble": EnsembleConfig(members=(TRANSFORMER, HSTU, replace(GRU, width=8))),
+}
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
 def model(request):
     torch.manual_seed(0)
     return build(request.param, NUM_ITEMS + 1).eval()
 
 
 def encode(model, *histories):
-    """Encodes one packed row."""
-    items = torch.tensor([[item for history in histories for item in history]])
-    positions = torch.cat([torch.arange(len(h)) for h in histories])[None]
-    segments = torch.cat([torch.full((len(h),), i) for i, h in enumerate(histories, 1)])[None]
-    return model.encode(items, positions, segments)[0]
+    return model.encode(pack(*histories))[0]
+
+
+def scores(model, histories):
+    histories = [np.array(history, dtype=np.int32) for history in histories]
+    return torch_scorer(model)(histories, [times_of(history) for history in histories])
 
 
 def test_is_a_sequence_model(model):
@@ -53,17 +74,19 @@ def test_sequences_of_a_row_do_not_see_each_other(model):
 
 
 def test_last_state_is_the_packed_state_and_ignores_padding(model):
-    history_BL, length_B = pad_histories([np.array([1, 2, 3]), np.array([4])], 10)
-    state_BD = model.last_state(torch.from_numpy(history_BL), torch.from_numpy(length_B))
+    padded = pad_histories([np.array([1, 2, 3]), np.array([4])], 10)
+    times_BM = pad_times([times_of([1, 2, 3]), times_of([4])], 10)
+    state_BD = model.last_state(*map(torch.from_numpy, (*padded, times_BM)))
     torch.testing.assert_close(state_BD[0], encode(model, [1, 2, 3])[-1])
     torch.testing.assert_close(state_BD[1], encode(model, [4])[-1])
 
 
 def test_longer_histories_count_by_their_latest_items(model):
     score = torch_scorer(model)
-    long = np.arange(1, 16)
-    np.testing.assert_allclose(score([long]), score([long[-10:]]), rtol=1e-5)
-    assert np.isfinite(score([np.array([], dtype=np.int32)])).all()
+    long, times = np.arange(1, 16), np.arange(16) ** 3
+    expected = score([long[-10:]], [times[-11:]])
+    np.testing.assert_allclose(score([long], [times]), expected, rtol=1e-5)
+    assert np.isfinite(score([np.array([], dtype=np.int32)], [np.array([5])])).all()
 
 
 def test_save_and_load(model, tmp_path):
@@ -72,8 +95,13 @@ def test_save_and_load(model, tmp_path):
     save(model, tmp_path / "model", items=items, role="student")
     loaded = load_model(tmp_path / "model")
     assert loaded.config == model.config
-    histories = [np.array([1, 2]), np.array([3])]
-    np.testing.assert_array_equal(torch_scorer(loaded)(histories), torch_scorer(model)(histories))
+    histories = [[1, 2], [3]]
+    np.testing.assert_array_equal(scores(loaded, histories), scores(model, histories))
+
+
+def test_rows_of_the_table_by_themselves(model):
+    items = torch.tensor([[3, 1], [7, 20]])
+    torch.testing.assert_close(model.item_vectors(items), model.item_table()[items])
 
 
 def test_an_impossible_shape_is_refused():

@@ -2,7 +2,7 @@ import itertools
 
 from recsys.compress import FactorizeItems, Quantize
 from recsys.config import from_json, to_json
-from recsys.models import TransformerConfig, build
+from recsys.models import GRUConfig, TransformerConfig, build
 from recsys.search.space import Point, SearchConfig, choices, point_from
 
 
@@ -12,8 +12,10 @@ def test_every_sample_is_a_model_that_can_be_built():
     rest = {"soft_weight": 0.5, "temperature": 1.0, "item_rank_share": 0.0, "quantize": True}
     for values in itertools.product(*shapes.values()):
         sample = dict(zip(shapes, values, strict=True)) | rest
-        point = point_from(sample, TransformerConfig(max_length=20), config)
-        assert build(point.model, 10).config.max_length == 20
+        for student in (TransformerConfig(max_length=20), GRUConfig(max_length=20)):
+            point = point_from(sample, student, config)
+            assert type(point.model) is type(student)
+            assert build(point.model, 10).config.max_length == 20
 
 
 def test_recipes_and_names_follow_the_sample():

@@ -53,15 +53,16 @@ def run(dataset, checkpoints, config=CONFIG, objective=next_item):
     return model, history
 
 
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, ema=0.9)], ids=["plain", "ema"])
 @pytest.mark.parametrize("survives", [1, 2, 3, 4])
-def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(dataset, survives):
-    expected, expected_history = run(dataset, MemoryCheckpoints())
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(dataset, survives, config):
+    expected, expected_history = run(dataset, MemoryCheckpoints(), config)
     checkpoints = MemoryCheckpoints(survives)
     with pytest.raises(Killed):
-        run(dataset, checkpoints)
+        run(dataset, checkpoints, config)
     position = checkpoints.state["position"]
     assert position[2] > 0
-    resumed, history = run(dataset, checkpoints)
+    resumed, history = run(dataset, checkpoints, config)
     assert history == expected_history
     for name, weight in resumed.state_dict().items():
         assert torch.equal(weight, expected.state_dict()[name]), name
@@ -87,6 +88,9 @@ def test_it_overfits_one_user():
 
         def history(self, user):
             return np.array([3, 1, 4, 8, 5, 2, 6, 7, 1])
+
+        def timestamps(self, user):
+            return np.arange(9)
 
     model = build(replace(MODEL, dropout=0.0), 9)
     config = replace(CONFIG, epochs=60, batch_rows=1, evaluate_every=60)
@@ -124,6 +128,28 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(dataset):
         assert torch.equal(weight, seen[1][name])
 
 
+def test_averaged_weights_are_measured_and_kept_and_training_goes_on_from_its_own(dataset):
+    steps = []
+
+    def remember(model, batch):
+        steps.append([p.detach().clone() for p in model.parameters()])
+        return next_item(model, batch)
+
+    config = replace(CONFIG, epochs=1, ema=0.8)
+    checkpoints = MemoryCheckpoints()
+    model, _ = run(dataset, checkpoints, config, remember)
+    plain, _ = run(dataset, MemoryCheckpoints(), replace(config, ema=None))
+    weights = [*steps[1:], list(plain.parameters())]
+    averages = steps[0]
+    for step, now in enumerate(weights, start=1):
+        decay = min(0.8, step / (step + 10))
+        averages = [decay * a + (1 - decay) * w for a, w in zip(averages, now, strict=True)]
+    for average, kept in zip(averages, model.parameters(), strict=True):
+        torch.testing.assert_close(kept, average)
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(checkpoints.state["model"][name], weight)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(dataset):
     def broken(model, batch):
         return next_item(model, batch) * float("nan")
@@ -151,6 +177,7 @@ def test_fit_goes_on_from_its_file(dataset_directory, dataset, tmp_path):
         ({"row_length": -1}, "row_length must be at least 1"),
         ({"learning_rate": 0.0}, "must be positive"),
         ({"warmup": 2.0}, "a share of all steps"),
+        ({"ema": 1.0}, "ema must be between 0 and 1"),
         ({"seed": 2**25}, "seed must be in"),
     ],
 )

@@ -1,0 +1,68 @@
+"""Make one teacher of several: `python -m jobs.ensemble [preset] --members MODEL_DIR ...`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.command import command
+from jobs.presets import Preset
+from recsys.compress.package import package
+from recsys.data.sequences import Dataset
+from recsys.evaluate.report import check_catalogue
+from recsys.files import fingerprint, run_stage
+from recsys.models import join, load_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """Averages the scores of trained models; the result teaches like any other teacher."""
+
+    members: tuple[Path, ...]
+    """The model directories."""
+    dataset: Path
+    """The dataset that they were trained on."""
+    output: Path
+    """Where the ensemble's model directory goes."""
+    seed: int = 0
+    """Of the bootstrap intervals."""
+
+    @classmethod
+    def from_preset(cls, preset: Preset, directory: Path) -> "Ensemble":
+        """Returns the ensemble of the teacher alone of a run directory: name more members."""
+        return cls(
+            members=(directory / "teacher",),
+            dataset=directory / "dataset",
+            output=directory / "ensemble",
+            seed=preset.train.seed,
+        )
+
+
+def run(job: Ensemble) -> Path:
+    """Makes the ensemble, unless it is there, and returns its model directory."""
+    inputs = {f"member-{number}": member for number, member in enumerate(job.members)}
+
+    def build(directory: Path) -> None:
+        dataset = Dataset.open(job.dataset)
+        for member in job.members:
+            check_catalogue(member, dataset)
+        package(
+            join([load_model(member) for member in job.members]),
+            directory,
+            dataset,
+            role="teacher",
+            seed=job.seed,
+            parents={name: fingerprint(member) for name, member in inputs.items()},
+        )
+
+    run_stage(
+        job.output,
+        name="ensemble",
+        config=job.seed,
+        inputs={"dataset": job.dataset, **inputs},
+        build=build,
+    )
+    return job.output
+
+
+if __name__ == "__main__":
+    sys.exit(command(Ensemble.from_preset, run))

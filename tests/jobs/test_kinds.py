@@ -1,0 +1,125 @@
+"""Every kind of model takes the way through the stages that is its own."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jobs import compress, distill, ensemble, evaluate, train
+from jobs.compress import Compress
+from recsys.compress import FactorizeItems, Quantize
+from recsys.distill.objective import DistillConfig
+from recsys.distill.targets import TargetsConfig
+from recsys.evaluate.engine import OnnxModel
+from recsys.models import GRUConfig, HSTUConfig, TransformerConfig, load_model
+from recsys.train.loop import TrainConfig
+
+TRAIN = TrainConfig(epochs=8, batch_rows=4, learning_rate=1e-2, evaluate_every=8, num_threads=1)
+TRANSFORMER = TransformerConfig(
+    width=16, num_layers=1, num_heads=1, head_width=16, feed_forward_width=16, max_length=12
+)
+HSTU = HSTUConfig(width=16, num_layers=1, num_heads=2, head_width=8, max_length=12, time="target")
+GRU = GRUConfig(width=16, hidden_width=16, max_length=12)
+
+
+def report_of(model):
+    return json.loads((model / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def directory(dataset_directory, tmp_path_factory):
+    """An HSTU, a transformer, and the ensemble of both."""
+    directory = tmp_path_factory.mktemp("kinds")
+    for name, model in (("hstu", HSTU), ("transformer", TRANSFORMER)):
+        output = directory / name
+        train.run(
+            train.Train(
+                dataset=dataset_directory, output=output, model=model, train=TRAIN, num_workers=0
+            )
+        )
+    ensemble.run(
+        ensemble.Ensemble(
+            members=(directory / "hstu", directory / "transformer"),
+            dataset=dataset_directory,
+            output=directory / "teacher",
+        )
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def student(directory, dataset_directory):
+    return distill.run(
+        distill.Distill(
+            dataset=dataset_directory,
+            teacher=directory / "teacher",
+            targets=directory / "targets",
+            output=directory / "student",
+            model=GRU,
+            keep=TargetsConfig(top_k=5),
+            distill=DistillConfig(),
+            train=TRAIN,
+        )
+    )
+
+
+def test_teachers_without_a_graph_are_measured_and_their_track_is_told(directory, capsys):
+    reports = {name: report_of(directory / name) for name in ("hstu", "transformer", "teacher")}
+    assert all(report["ndcg@10"] > 0.3 for report in reports.values())
+    assert "latency_ms" in reports["transformer"]
+    assert "latency_ms" not in reports["hstu"]
+    tracks = {name: report["track"] for name, report in reports.items()}
+    assert tracks["transformer"] == "history only"
+    assert tracks["hstu"] == tracks["teacher"] == "target's time given"
+    members = [reports[name]["size_bytes"] for name in ("hstu", "transformer")]
+    assert reports["teacher"]["size_bytes"] == pytest.approx(sum(members), rel=0.1)
+
+
+def test_evaluating_a_model_without_a_graph_finds_the_same(directory, dataset_directory):
+    before = report_of(directory / "hstu")["ndcg@10"]
+    found = evaluate.run(evaluate.Evaluate(model=directory / "hstu", dataset=dataset_directory))
+    assert found["ndcg@10"] == before
+
+
+def test_a_gru_learns_from_an_ensemble_is_compressed_and_served(
+    directory, dataset_directory, student
+):
+    compressed = compress.run(
+        Compress(
+            model=student,
+            dataset=dataset_directory,
+            output=directory / "compressed",
+            targets=directory / "targets",
+            recipe=(FactorizeItems(rank=12), Quantize()),
+            distill=DistillConfig(),
+            train=TRAIN,
+        )
+    )
+    assert report_of(compressed)["size_bytes"] < report_of(student)["size_bytes"]
+    assert report_of(compressed)["ndcg@10"] > 0.3
+    assert load_model(compressed).config.item_rank == 12
+    items_BK, _ = OnnxModel(compressed).top_k([np.array([1, 2, 3])], 5)
+    assert items_BK.shape == (1, 5)
+
+
+def test_what_cannot_be_served_is_not_compressed(directory, dataset_directory):
+    with pytest.raises(ValueError, match="HSTU cannot be served, so compress a student of it"):
+        compress.run(
+            Compress(
+                model=directory / "hstu",
+                dataset=dataset_directory,
+                output=directory / "none",
+                targets=directory / "targets",
+                recipe=(Quantize(),),
+                distill=DistillConfig(),
+                train=TRAIN,
+            )
+        )
+
+
+def test_an_ensemble_of_an_ensemble_is_refused(directory, dataset_directory):
+    members = (directory / "teacher", directory / "hstu")
+    with pytest.raises(ValueError, match="name its members"):
+        ensemble.run(
+            ensemble.Ensemble(members=members, dataset=dataset_directory, output=directory / "none")
+        )

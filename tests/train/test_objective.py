@@ -1,0 +1,78 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from recsys.data.batches import Batches
+from recsys.models import TransformerConfig, build
+from recsys.train.fit import Task, fit
+from recsys.train.loop import TrainConfig
+from recsys.train.objective import LossConfig, NextItem, next_item, objective, to_tensors
+
+MODEL = TransformerConfig(
+    width=16, num_layers=1, num_heads=2, head_width=8, feed_forward_width=32, max_length=8
+)
+LOSSES = {
+    "smoothed": LossConfig(label_smoothing=0.1),
+    "sampled": LossConfig(kind="sampled-softmax", num_negatives=16),
+    "gbce": LossConfig(kind="gbce", num_negatives=16),
+}
+
+
+@pytest.fixture
+def batch(dataset):
+    return to_tensors(Batches(dataset, num_rows=4, length=8, seed=0, epoch=0).batch(0))
+
+
+def test_the_plain_loss_is_the_default(dataset_directory):
+    assert objective(LossConfig(), dataset_directory) is next_item
+
+
+def test_a_large_sample_gives_the_softmax_over_the_catalogue(dataset, dataset_directory, batch):
+    torch.manual_seed(0)
+    model = build(replace(MODEL, dropout=0.0), dataset.num_items_with_padding)
+    many = LossConfig(kind="sampled-softmax", num_negatives=300_000)
+    sampled = NextItem(many, dataset_directory)(model, batch)
+    scores_BLV = model.encode(batch.inputs) @ model.item_table()[1:].T
+    losses_BL = functional.cross_entropy(
+        scores_BLV.transpose(1, 2), batch.targets_BL - 1, ignore_index=-1, reduction="none"
+    )
+    torch.testing.assert_close(sampled, losses_BL.sum(), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("config", LOSSES.values(), ids=LOSSES)
+def test_every_loss_learns(config, dataset_directory, tmp_path):
+    train = TrainConfig(epochs=30, batch_rows=4, learning_rate=1e-2, evaluate_every=30)
+    task = Task(
+        dataset=dataset_directory,
+        model=MODEL,
+        train=train,
+        objective=objective(config, dataset_directory),
+    )
+    assert fit(task, tmp_path).history[-1]["ndcg@10"] > 0.5
+
+
+def test_items_are_drawn_by_their_count_to_the_power_and_padding_never(dataset, dataset_directory):
+    torch.manual_seed(0)
+    for kind, power in (("sampled-softmax", 0.5), ("gbce", 0.0)):
+        drawn = NextItem(LossConfig(kind=kind), dataset_directory)._draw(200_000)
+        counts_V = torch.bincount(drawn, minlength=dataset.num_items_with_padding)
+        weights_V = torch.from_numpy((dataset.item_counts_V + 1.0) ** power)
+        weights_V[0] = 0
+        expected_V = weights_V / weights_V.sum()
+        torch.testing.assert_close(counts_V / 200_000, expected_V.float(), atol=0.005, rtol=0)
+        assert counts_V[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"num_negatives": 0}, "num_negatives must be at least 1"),
+        ({"calibration": 2.0}, "calibration must be in"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be in"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(setting, words):
+    with pytest.raises(ValueError, match=words):
+        LossConfig(**setting)
