@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 SHORTEST = 6
+NOTHING = -1
 FIRST_DAY = 1_700_000_000  # Unix seconds
 TOPICS = "amber basil cedar delta ember fjord grove haven ivory jade koala lotus maple nectar opal"
 KINDS = "lamp chair kettle jacket novel camera guitar bottle carpet puzzle"
@@ -68,13 +69,17 @@ class SyntheticLog(NamedTuple):
 
 
 class _World(NamedTuple):
-    """The parameters that the generator draws once; C counts families, T topics."""
+    """The parameters that the generator draws once; C counts families, T topics.
 
-    topic_V: np.ndarray
+    Chances are factors: an item of family c comes next with its popularity times the factor of c.
+    """
+
     family_V: np.ndarray
-    popularity_TV: np.ndarray
-    after_last_CV: np.ndarray
-    after_before_CV: np.ndarray
+    topic_C: np.ndarray
+    popularity_V: np.ndarray
+    by_topic_TC: np.ndarray
+    after_last_CC: np.ndarray
+    after_before_CC: np.ndarray
 
 
 def generate(config: SyntheticConfig) -> SyntheticLog:
@@ -83,13 +88,13 @@ def generate(config: SyntheticConfig) -> SyntheticLog:
     world = _world(config, generator)
     lengths = generator.geometric(1 / max(config.mean_length - SHORTEST, 1), config.num_users)
     lengths = np.minimum(lengths + SHORTEST - 1, config.longest)
-    items_UL, ranks_UL = _walk(config, world, lengths, generator)
+    items_UL, ranks_U2 = _walk(config, world, lengths, generator)
     return SyntheticLog(
         interactions=_interactions(items_UL, lengths, generator),
         items=_items(config, world, generator),
         best_possible={
-            "validation": _best(ranks_UL[np.arange(len(lengths)), lengths - 2]),
-            "test": _best(ranks_UL[np.arange(len(lengths)), lengths - 1]),
+            "validation": _best(ranks_U2[:, 0]),
+            "test": _best(ranks_U2[:, 1]),
         },
     )
 
@@ -97,27 +102,26 @@ def generate(config: SyntheticConfig) -> SyntheticLog:
 def _world(config: SyntheticConfig, generator: np.random.Generator) -> _World:
     family_V = generator.integers(0, config.num_families, config.num_items)
     topic_C = np.arange(config.num_families) % config.num_topics
-    topic_V = topic_C[family_V]
-    weight_V = 1 / (1 + generator.permutation(config.num_items)) ** 0.7
-    popularity_TV = _shares(topic_V, weight_V, config.num_topics)
-    family_CV = _shares(family_V, weight_V, config.num_families)
-    after_last, after_before = (_transitions(config, generator) for _ in range(2))
-    return _World(
-        topic_V, family_V, popularity_TV, after_last @ family_CV, after_before @ family_CV
+    popularity_V = 1 / (1 + generator.permutation(config.num_items)) ** 0.7
+    mass_C = np.bincount(family_V, popularity_V, config.num_families)
+    by_topic_TC = _factors(topic_C == np.arange(config.num_topics)[:, None], mass_C)
+    by_family_CC = _factors(np.eye(config.num_families), mass_C)
+    after_last_CC, after_before_CC = (
+        _transitions(config, generator) @ by_family_CC for _ in range(2)
     )
+    return _World(family_V, topic_C, popularity_V, by_topic_TC, after_last_CC, after_before_CC)
 
 
-def _shares(group_V: np.ndarray, weight_V: np.ndarray, num_groups: int) -> np.ndarray:
-    """Returns, for every group, the probabilities of its items."""
-    weights_GV = (group_V[None] == np.arange(num_groups)[:, None]) * weight_V
-    weights_GV += 1e-4 * weight_V  # nothing is impossible
-    return (weights_GV / weights_GV.sum(axis=1, keepdims=True)).astype(np.float32)
+def _factors(member_GC: np.ndarray, mass_C: np.ndarray) -> np.ndarray:
+    """Returns, for every group of families, what the popularity of an item is multiplied by."""
+    weight_GC = member_GC + 1e-4  # nothing is impossible
+    return weight_GC / (weight_GC @ mass_C)[:, None]
 
 
 def _transitions(config: SyntheticConfig, generator: np.random.Generator) -> np.ndarray:
     """Returns, for every family, the probabilities of the families that follow it."""
     weight_S = 0.5 ** np.arange(config.num_successors)
-    transitions_CC = np.zeros((config.num_families, config.num_families), np.float32)
+    transitions_CC = np.zeros((config.num_families, config.num_families))
     for row in transitions_CC:
         followers = generator.choice(config.num_families, config.num_successors, replace=False)
         row[followers] = weight_S / weight_S.sum()
@@ -127,41 +131,80 @@ def _transitions(config: SyntheticConfig, generator: np.random.Generator) -> np.
 def _walk(
     config: SyntheticConfig, world: _World, lengths: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns items_UL and, for each, how many unseen items were at least as probable."""
+    """Returns items_UL and, of each user's last two items, how many unseen ones were at least as
+    probable: ranks_U2."""
     num_users, num_steps = len(lengths), int(lengths.max())
-    items_UL = np.zeros((num_users, num_steps), np.int64)
-    ranks_UL = np.zeros((num_users, num_steps), np.int64)
+    items_UL = np.full((num_users, num_steps), NOTHING)
+    ranks_U2 = np.zeros((num_users, 2), np.int64)
     topic_U = generator.integers(0, config.num_topics, num_users)
-    unseen_UV = np.ones((num_users, config.num_items), bool)
+    draw = _Draw(world)
     for step in range(num_steps):
         users = np.flatnonzero(lengths > step)
         moves = generator.random(len(users)) < config.drift
         topic_U[users] = (topic_U[users] + moves) % config.num_topics
-        scores_UV = _probabilities(config, world, topic_U[users], items_UL[users, :step])
-        scores_UV *= unseen_UV[users]
-        sums_UV = scores_UV.cumsum(axis=1)
-        draw_U = generator.random((len(users), 1)).astype(np.float32) * sums_UV[:, -1:]
-        chosen_U = np.minimum((sums_UV < draw_U).sum(axis=1), config.num_items - 1)
-        chance_U = scores_UV[np.arange(len(users)), chosen_U]
-        ranks_UL[users, step] = (scores_UV >= chance_U[:, None]).sum(axis=1) - 1
-        items_UL[users, step] = chosen_U
-        unseen_UV[users, chosen_U] = False
-    return items_UL, ranks_UL
+        factors_UC = _next_factors(config, world, topic_U[users], items_UL[users, :step])
+        items_UL[users, step] = draw(factors_UC, items_UL[users, :step], generator)
+        for index in range(2):
+            here = lengths[users] == step + 2 - index
+            ranks_U2[users[here], index] = _ranks(
+                world, factors_UC[here], items_UL[users[here], : step + 1]
+            )
+    return items_UL, ranks_U2
 
 
-def _probabilities(
+def _next_factors(
     config: SyntheticConfig, world: _World, topic_U: np.ndarray, items_UL: np.ndarray
 ) -> np.ndarray:
-    """Returns the true probabilities of the next item, before seen items are taken out."""
+    """Returns factors_UC of the next item's chances, before seen items are taken out."""
     step = items_UL.shape[1]
     last = config.follow_last if step > 0 else 0.0
     before = config.follow_before if step > 1 else 0.0
-    scores_UV = (1 - last - before) * world.popularity_TV[topic_U]
+    factors_UC = (1 - last - before) * world.by_topic_TC[topic_U]
     if step > 0:
-        scores_UV += last * world.after_last_CV[world.family_V[items_UL[:, -1]]]
+        factors_UC += last * world.after_last_CC[world.family_V[items_UL[:, -1]]]
     if step > 1:
-        scores_UV += before * world.after_before_CV[world.family_V[items_UL[:, -2]]]
-    return scores_UV
+        factors_UC += before * world.after_before_CC[world.family_V[items_UL[:, -2]]]
+    return factors_UC
+
+
+class _Draw:
+    """Draws an unseen item: its family by factor and mass, then one of it by popularity."""
+
+    def __init__(self, world: _World):
+        self.by_family_V = np.argsort(world.family_V, kind="stable")
+        self.cumulative_V = world.popularity_V[self.by_family_V].cumsum()
+        self.mass_C = np.bincount(world.family_V, world.popularity_V, len(world.topic_C))
+        self.start_C = self.mass_C.cumsum() - self.mass_C
+
+    def __call__(
+        self, factors_UC: np.ndarray, seen_UL: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
+        items_U = np.zeros(len(factors_UC), np.int64)
+        left = np.arange(len(factors_UC))
+        while len(left):
+            cumulative_UC = (factors_UC[left] * self.mass_C).cumsum(axis=1)
+            families = _below(cumulative_UC, generator.random(len(left)))
+            places = self.start_C[families] + generator.random(len(left)) * self.mass_C[families]
+            rows = np.searchsorted(self.cumulative_V, places, side="right")
+            items_U[left] = self.by_family_V[np.minimum(rows, len(self.by_family_V) - 1)]
+            left = left[(seen_UL[left] == items_U[left, None]).any(axis=1)]
+        return items_U
+
+
+def _below(cumulative_UC: np.ndarray, share_U: np.ndarray) -> np.ndarray:
+    """Returns the column of each row where its cumulative sum passes a share of the total."""
+    places_U1 = (share_U * cumulative_UC[:, -1])[:, None]
+    return np.minimum((cumulative_UC <= places_U1).sum(axis=1), cumulative_UC.shape[1] - 1)
+
+
+def _ranks(world: _World, factors_UC: np.ndarray, items_UL: np.ndarray) -> np.ndarray:
+    """Returns how many unseen items were at least as probable as each user's last item."""
+    ranks_U = np.zeros(len(items_UL), np.int64)
+    for user, (factors_C, items_L) in enumerate(zip(factors_UC, items_UL, strict=True)):
+        chance_V = world.popularity_V * factors_C[world.family_V]
+        likely_V = chance_V >= chance_V[items_L[-1]]
+        ranks_U[user] = likely_V.sum() - likely_V[items_L].sum()
+    return ranks_U
 
 
 def _best(ranks_U: np.ndarray) -> dict[str, float]:
@@ -192,7 +235,7 @@ def _items(config: SyntheticConfig, world: _World, generator: np.random.Generato
         return word if topic < len(words) else f"{word} {topic // len(words) + 1}"
 
     kinds = generator.choice(KINDS.split(), config.num_items)
-    topics = [name(topic) for topic in world.topic_V.tolist()]
+    topics = [name(topic) for topic in world.topic_C[world.family_V].tolist()]
     titles = [
         f"{topic} {kind} no. {number}"
         for number, (topic, kind) in enumerate(zip(topics, kinds, strict=True), start=1)

@@ -22,7 +22,7 @@ from recsys.models.interface import SequenceModel
 from recsys.train.objective import to_tensors
 
 NUM_ROWS = 16  # packed rows a teacher reads at a time
-CHUNK = 2048  # positions whose scores over the catalogue are in memory at a time
+CHUNK = 2**26  # scores over the catalogue that are in memory at a time
 USERS_PER_SHARD = 2000
 
 
@@ -143,7 +143,7 @@ def _answer(
     states_ND = teacher.encode(to_tensors(batch).inputs)[torch.from_numpy(batch.rows_BL >= 0)]
     table_VD = teacher.item_table()
     parts = []
-    for states in states_ND.split(CHUNK):
+    for states in states_ND.split(max(CHUNK // len(table_VD), 1)):
         scores_NV = states @ table_VD.T
         scores_NV[:, 0] = -torch.inf
         top = scores_NV.topk(top_k, dim=-1)

@@ -16,6 +16,8 @@ Scorer = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], np.ndarray]
 to scores_BV; column 0 is padding."""
 Split = Literal["validation", "test"]
 LIST_LENGTH = 10
+BATCH_SIZE = 128
+LARGEST_BATCH = 2**24  # scores over the catalogue that are in memory at a time
 
 
 class Ranking(NamedTuple):
@@ -37,7 +39,7 @@ def rank_targets(
     split: Split,
     *,
     part: tuple[int, int] = (0, 1),
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
     keep_seen: bool = False,
     progress: bool = False,
 ) -> Ranking:
@@ -45,6 +47,7 @@ def rank_targets(
 
     Args:
         part: (i, n) ranks the i-th of n parts of the users only.
+        batch_size: users scored together, at most; fewer where the catalogue is large.
         keep_seen: rank without removing seen items: a protocol of its own.
 
     Raises:
@@ -55,6 +58,7 @@ def rank_targets(
     # Users of similar lengths share a batch, so that little padding is computed.
     order = np.argsort(targets_U, kind="stable")
     users_U, targets_U = users_U[order], targets_U[order]
+    batch_size = max(1, min(batch_size, LARGEST_BATCH // dataset.num_items_with_padding))
     starts = range(0, len(users_U), batch_size)
     pieces = [
         _rank_batch(

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys.data.synthetic import SyntheticConfig, generate
+from recsys.data.synthetic import SyntheticConfig, _Draw, _next_factors, _world, generate
 
 SMALL = SyntheticConfig(
     num_users=400, num_items=300, num_topics=6, num_families=30, mean_length=15, seed=3
@@ -70,3 +70,18 @@ def test_the_best_possible_is_better_than_popularity(log, frame):
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SyntheticConfig(**wrong)
+
+
+def test_items_are_drawn_by_their_chances_and_seen_ones_never():
+    config = SyntheticConfig(num_users=1, num_items=80, num_topics=3, num_families=6, mean_length=6)
+    generator = np.random.default_rng(0)
+    world = _world(config, generator)
+    seen_UL = np.tile([4, 9, 31], (40_000, 1))
+    factors_UC = _next_factors(config, world, np.ones(len(seen_UL), int), seen_UL)
+    chances_V = world.popularity_V * factors_UC[0][world.family_V]
+    assert chances_V.sum() == pytest.approx(1)
+    chances_V[seen_UL[0]] = 0
+    drawn = _Draw(world)(factors_UC, seen_UL, generator)
+    shares_V = np.bincount(drawn, minlength=80) / len(drawn)
+    np.testing.assert_allclose(shares_V, chances_V / chances_V.sum(), atol=0.01)
+    assert shares_V[seen_UL[0]].sum() == 0
