@@ -13,7 +13,7 @@ NUM_ITEMS = 30
 def by_last_item():
     """Returns a scorer; made inside, so that workers need not import this file."""
 
-    def score(histories, _times):
+    def score(histories, _times=None):
         lasts = [int(history[-1]) for history in histories]
         return np.stack([np.random.default_rng(i).normal(size=NUM_ITEMS + 1) for i in lasts])
 
@@ -41,7 +41,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(walks, tmp_path):
     def make():
         plain = make_plain()
 
-        def score(histories, _times):
+        def score(histories, _times=None):
             if not killed.exists():
                 killed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -57,7 +57,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(walks, tmp_path):
 @pytest.mark.usefixtures("ray_started")
 def test_what_a_user_caused_comes_back_as_it_was(walks):
     def make():
-        return lambda histories, _times: np.full((len(histories), NUM_ITEMS + 1), np.nan)
+        return lambda histories, _times=None: np.full((len(histories), NUM_ITEMS + 1), np.nan)
 
     with pytest.raises(ValueError, match=r"^a score is not finite") as error:
         rank_on_ray(make, walks.path, "test", num_workers=1)

@@ -8,7 +8,9 @@ from recsys.evaluate.ranking import join, rank_targets
 
 def constant(scores_V):
     """Returns a scorer that gives every history the same scores."""
-    return lambda histories, _times: np.tile(np.array(scores_V, np.float32), (len(histories), 1))
+    return lambda histories, _times=None: np.tile(
+        np.array(scores_V, np.float32), (len(histories), 1)
+    )
 
 
 BY_INDEX = constant([99, 1, 2, 3, 4, 5])  # the padding item scores best, and must not count
@@ -30,15 +32,17 @@ def test_validation_has_shorter_histories(make_dataset):
     assert ranking.ranks_U.tolist() == [2]  # 4 and 3 above 2; the test target 3 is not seen yet
 
 
-def test_scorer_is_given_the_history_before_the_target(make_dataset):
-    asked = []
+def test_scorer_is_given_the_history_before_the_target_and_the_time_of_it(make_dataset):
+    asked, moments = [], []
 
-    def score(histories, _times):
+    def score(histories, times):
         asked.extend(history.tolist() for history in histories)
+        moments.extend(time.tolist() for time in times)
         return BY_INDEX(histories)
 
     rank_targets(score, make_dataset([[1, 2, 3, 4]]), "test")
     assert asked == [[1, 2, 3]]
+    assert moments == [[0, 1, 2, 3]]
 
 
 def test_lists_hold_unseen_items_best_first_and_zeros_where_there_are_too_few(make_dataset):
@@ -82,7 +86,7 @@ def test_scores_of_another_catalogue_are_refused(make_dataset):
         rank_targets(constant([0, 1, 2, 3]), make_dataset([[1, 2, 3]]), "test")
 
 
-def by_noise(histories):
+def by_noise(histories, _times=None):
     """Returns scores that depend on the history alone, not on its batch."""
     seeds = [int(history.sum()) * 31 + len(history) for history in histories]
     return np.stack([np.random.default_rng(s).normal(size=31) for s in seeds])
@@ -111,7 +115,7 @@ def test_batches_do_not_matter(walks, batch_size):
 def test_no_batch_is_larger_than_asked(walks):
     sizes = []
 
-    def score(histories, _times):
+    def score(histories, _times=None):
         sizes.append(len(histories))
         return by_noise(histories)
 
