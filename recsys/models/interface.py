@@ -40,6 +40,8 @@ class SequenceModel(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> Any: ...
 
+    def to(self, device: torch.device) -> Any: ...
+
     def train(self, mode: bool = True) -> Any: ...
 
     def eval(self) -> Any: ...
@@ -52,7 +54,10 @@ def torch_scorer(model: SequenceModel) -> Callable[[Sequence[np.ndarray]], np.nd
     def score(histories: Sequence[np.ndarray]) -> np.ndarray:
         history_BL, length_B = pad_histories(histories, model.config.max_length)
         model.eval()
-        state_BD = model.last_state(torch.from_numpy(history_BL), torch.from_numpy(length_B))
-        return (state_BD @ model.item_table().T).numpy()
+        table_VD = model.item_table()
+        history_BL, length_B = (
+            torch.from_numpy(array).to(table_VD.device) for array in (history_BL, length_B)
+        )
+        return (model.last_state(history_BL, length_B) @ table_VD.T).cpu().numpy()
 
     return score

@@ -28,9 +28,9 @@ class Objective(Protocol):
         ...
 
 
-def to_tensors(batch: Batch) -> TensorBatch:
-    """Returns the batch as tensors, without copying."""
-    return TensorBatch(*(torch.from_numpy(array) for array in batch))
+def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
+    """Returns the batch as tensors on `device`; without copying, if that is the processor."""
+    return TensorBatch(*(torch.from_numpy(array).to(device) for array in batch))
 
 
 def next_item(model: SequenceModel, batch: TensorBatch) -> Tensor:
