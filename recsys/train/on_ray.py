@@ -87,6 +87,8 @@ def fit_on_ray(task: Task, directory: Path, num_workers: NumWorkers) -> Fitted:
         ValueError: what a user can cause.
         ray.train.TrainingFailedError: workers failed more than `MAX_FAILURES` times.
     """
+    if not isinstance(num_workers, int) and num_workers[0] < 1:
+        raise ValueError(f"the fewest workers must be at least 1, not {num_workers[0]}")
     task = _for_workers(task)
     progress = directory.resolve() / "progress"
     trainer = TorchTrainer(

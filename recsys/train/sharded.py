@@ -201,7 +201,9 @@ class _CrossEntropy(torch.autograd.Function):
             gradient_MS = torch.zeros_like(scores_MS)
             for items_NK, weights_NK, temperature in labels:
                 gathered = (table.gather(x[part], CHUNK) for x in (items_NK, weights_NK))
-                total += _add_gradient(gradient_MS, scores_MS, SoftLabels(*gathered, temperature), table)
+                total += _add_gradient(
+                    gradient_MS, scores_MS, SoftLabels(*gathered, temperature), table
+                )
             gradient_MS = gradient_MS.to(dtype)
             gradient_CD = table.scatter_sum((gradient_MS @ rounded_SD).float())
             states_gradient_ND[part] = gradient_CD[: len(states_ND[part])]

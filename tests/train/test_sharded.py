@@ -27,7 +27,7 @@ MODEL = TransformerConfig(
     dropout=0.0,
 )
 CONFIG = TrainConfig(
-    epochs=3,
+    epochs=2,
     batch_rows=3,
     learning_rate=1e-2,
     checkpoint_every=3,
