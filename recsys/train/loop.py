@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TextIO
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,9 @@ from recsys.data.batches import Batches
 from recsys.data.sequences import Dataset
 from recsys.models.interface import SequenceModel
 from recsys.train.objective import Objective, to_tensors
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 State = dict[str, Any]
 BAR = 90  # columns of a progress bar, which may be shown by another process
@@ -185,7 +188,7 @@ class _Run:
         if config.compile:
             model.encode = torch.compile(model.encode)
 
-    def _place_model(self):
+    def _place_model(self) -> "DeviceMesh | None":
         """Moves the model to the device; returns the mesh of workers if they share it out."""
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError("this machine has no device for cuda: train on the cpu")
@@ -295,13 +298,14 @@ class _Run:
             state = join(state)
         self.checkpoints.save(state, metrics)
 
-    def _load(self, state: State | None) -> None:
-        if state is None:
+    def _load(self, saved: State | None) -> None:
+        if saved is None:
             return
+        state = saved
         if self.mesh:
             from recsys.train.sharded import split
 
-            state = split(state, self.mesh)
+            state = split(saved, self.mesh)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.history = state["best"], state["history"]

@@ -106,7 +106,8 @@ class ShardedItemTable(nn.Module):
 class Rows:
     """The rows here of a table that workers share; every worker asks the same things in turn."""
 
-    def __init__(self, weight: DTensor):
+    def __init__(self, weight: Tensor):
+        assert isinstance(weight, DTensor)
         self.rows_SD, self.num_rows = weight.to_local(), len(weight)
         self.group = weight.device_mesh.get_group()
         self.first = self.group.rank() * _rows_each(len(weight), self.group.size())
@@ -200,10 +201,11 @@ class _CrossEntropy(torch.autograd.Function):
             scores_MS = (states_MD @ rounded_SD.T).float()
             gradient_MS = torch.zeros_like(scores_MS)
             for items_NK, weights_NK, temperature in labels:
-                gathered = (table.gather(x[part], CHUNK) for x in (items_NK, weights_NK))
-                total += _add_gradient(
-                    gradient_MS, scores_MS, SoftLabels(*gathered, temperature), table
+                items_MK, weights_MK = (
+                    table.gather(x[part], CHUNK) for x in (items_NK, weights_NK)
                 )
+                gathered = SoftLabels(items_MK, weights_MK, temperature)
+                total += _add_gradient(gradient_MS, scores_MS, gathered, table)
             gradient_MS = gradient_MS.to(dtype)
             gradient_CD = table.scatter_sum((gradient_MS @ rounded_SD).float())
             states_gradient_ND[part] = gradient_CD[: len(states_ND[part])]
