@@ -129,14 +129,15 @@ def _for_workers(task: Task) -> Task:
         ValueError: what every worker would find: nothing to train on.
     """
     config = task.train
-    bfloat16 = has_bfloat16(config.device) if config.bfloat16 is None else config.bfloat16
+    if config.bfloat16 is None and config.device == "cpu":
+        config = replace(config, bfloat16=has_bfloat16())
     length = config.row_length or task.model.max_length
     epoch_batches(Dataset.open(task.dataset), config, length, 0, Workers())
     return replace(
         task,
         dataset=task.dataset.resolve(),
         initial=task.initial and task.initial.resolve(),
-        train=replace(config, bfloat16=bfloat16),
+        train=config,
     )
 
 
