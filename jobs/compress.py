@@ -17,6 +17,7 @@ from recsys.data.sequences import Dataset
 from recsys.distill.objective import Distillation, DistillConfig
 from recsys.files import fingerprint, run_stage
 from recsys.models import load_model
+from recsys.train.fit import NumWorkers
 from recsys.train.loop import TrainConfig
 
 
@@ -39,8 +40,9 @@ class Compress:
     """How recovery listens to the teacher."""
     train: TrainConfig
     """How recovery trains; a step says for how many epochs."""
-    num_workers: int = 0
-    """Data-parallel workers of recovery under Ray Train; 0 for this process."""
+    num_workers: NumWorkers = 0
+    """Data-parallel workers of recovery under Ray Train, or the fewest and the most; 0 for this
+    process."""
 
     @classmethod
     def from_preset(cls, preset: Preset, directory: Path) -> "Compress":

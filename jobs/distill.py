@@ -14,7 +14,7 @@ from recsys.distill.objective import Distillation, DistillConfig
 from recsys.distill.targets import TargetsConfig, require_room, write_targets
 from recsys.files import fingerprint, run_stage
 from recsys.models import StudentConfig, load_model
-from recsys.train.fit import Task
+from recsys.train.fit import NumWorkers, Task, most
 from recsys.train.loop import TrainConfig
 from recsys.train.objective import LossConfig, objective
 
@@ -45,8 +45,9 @@ class Distill:
     """Where the same student, trained without the teacher, goes; none to leave it out."""
     num_target_workers: int = 0
     """Workers that write the answers under Ray Data; 0 for this process."""
-    num_workers: int = 0
-    """Data-parallel workers that train a student under Ray Train; 0 for this process."""
+    num_workers: NumWorkers = 0
+    """Data-parallel workers that train a student under Ray Train, or the fewest and the most; 0
+    for this process."""
 
     @classmethod
     def from_preset(cls, preset: Preset, directory: Path) -> "Distill":
@@ -61,7 +62,7 @@ class Distill:
             distill=preset.distill,
             train=preset.train_student,
             loss=preset.loss,
-            num_target_workers=preset.num_workers,
+            num_target_workers=most(preset.num_workers),
             num_workers=preset.num_workers,
         )
 

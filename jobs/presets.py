@@ -9,6 +9,7 @@ from recsys.distill.objective import DistillConfig
 from recsys.distill.targets import TargetsConfig
 from recsys.models import HSTUConfig, ModelConfig, StudentConfig, TransformerConfig
 from recsys.search.space import ChooseConfig, SearchConfig
+from recsys.train.fit import NumWorkers
 from recsys.train.loop import TrainConfig
 from recsys.train.objective import LossConfig
 
@@ -41,8 +42,9 @@ class Preset:
     """What is searched for."""
     choose: ChooseConfig = field(default_factory=ChooseConfig)
     """Which point of the frontier is served."""
-    num_workers: int = 2
-    """Workers that train teacher and student; 0 for this process, without Ray."""
+    num_workers: NumWorkers = 2
+    """Workers that train teacher and student, or the fewest and the most; 0 for this process,
+    without Ray."""
 
 
 QUICKSTART = Preset(

@@ -13,7 +13,7 @@ from recsys.compress.package import package
 from recsys.data.sequences import Dataset
 from recsys.files import fingerprint, run_stage
 from recsys.models import ModelConfig
-from recsys.train.fit import Fitted, Task, fit
+from recsys.train.fit import Fitted, NumWorkers, Task, fit
 from recsys.train.loop import TrainConfig
 from recsys.train.objective import LossConfig, objective
 
@@ -32,8 +32,9 @@ class Train:
     """The teacher's shape."""
     train: TrainConfig
     """How it is trained."""
-    num_workers: int
-    """Data-parallel workers under Ray Train; 0 for this process, without Ray."""
+    num_workers: NumWorkers
+    """Data-parallel workers under Ray Train, or the fewest and the most: as many as there is room
+    for at a time; 0 for this process, without Ray."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What it minimises."""
 
@@ -80,7 +81,7 @@ def run(job: Train) -> Path:
 
 
 def train_model(
-    task: Task, directory: Path, *, role: str, num_workers: int, parents: Mapping[str, str]
+    task: Task, directory: Path, *, role: str, num_workers: NumWorkers, parents: Mapping[str, str]
 ) -> None:
     """Trains what `task` says, in `directory`, and leaves a complete model directory there.
 
@@ -98,12 +99,13 @@ def train_model(
         parents=parents,
         extra={
             "train_seconds": round(time.perf_counter() - started, 1),
+            "peak_memory_mib": fitted.peak_memory_mib,
             "history": fitted.history,
         },
     )
 
 
-def train_on(task: Task, directory: Path, num_workers: int) -> Fitted:
+def train_on(task: Task, directory: Path, num_workers: NumWorkers) -> Fitted:
     """Returns the trained model; checkpoints go to `directory`."""
     if num_workers == 0:
         return fit(task, directory)

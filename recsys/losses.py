@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,15 @@ class SoftLabels(NamedTuple):
     """Probabilities times the weight of the term; of a position that does not count, zeros."""
     temperature: float = 1.0
     """Divides the scores before their softmax."""
+
+
+@runtime_checkable
+class SharedTable(Protocol):
+    """A table whose rows are shared out to workers; it stands where table_VD does."""
+
+    def cross_entropy(self, states_ND: Tensor, labels: Sequence[SoftLabels]) -> Tensor:
+        """Returns this worker's share of what `cross_entropy` returns."""
+        ...
 
 
 def softmax_cross_entropy(states_ND: Tensor, table_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -131,13 +140,20 @@ def gbce(
     return (losses_N * (targets_N != PADDING)).sum()
 
 
-def cross_entropy(states_ND: Tensor, table_VD: Tensor, labels: Sequence[SoftLabels]) -> Tensor:
+def cross_entropy(
+    states_ND: Tensor, table_VD: Tensor | SharedTable, labels: Sequence[SoftLabels]
+) -> Tensor:
     """Returns -sum_nk weight_nk log softmax(state_n table^T / T)_item_nk, summed over `labels`.
 
     Scores of all N positions are never in memory together: each chunk's gradient is taken while
     its scores are in cache (as in torch's linear_cross_entropy, which knows no soft labels). Under
     autocast the products run in its precision, softmax and sums in float32.
+
+    Args:
+        table_VD: the table, or this worker's part of a shared one.
     """
+    if isinstance(table_VD, SharedTable):
+        return table_VD.cross_entropy(states_ND, labels)
     return _CrossEntropy.apply(states_ND, table_VD, labels)
 
 

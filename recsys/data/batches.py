@@ -166,18 +166,18 @@ class Batches:
         """Plans the epoch.
 
         Args:
-            num_rows: rows of a batch over all workers; a multiple of `world_size`.
+            num_rows: rows of a batch over all workers; where they cannot be shared evenly, some
+                workers get a row of padding.
             length: positions of a row (L), and the longest window.
         """
-        if num_rows % world_size:
-            raise ValueError(f"{num_rows} rows a batch cannot be shared by {world_size} workers")
         self.dataset, self.length = dataset, length
         self.first_rows = first_rows(dataset)
         generator = np.random.default_rng([seed, epoch])
         rows = pack(epoch_windows(dataset, length, generator), length)
         rows = [rows[i] for i in generator.permutation(len(rows))]
         self.plan = [rows[i : i + num_rows] for i in range(0, len(rows), num_rows)]
-        self.num_rows, self.rank, self.world_size = num_rows // world_size, rank, world_size
+        self.num_rows = -(-num_rows // world_size)
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         return len(self.plan)

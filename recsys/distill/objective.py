@@ -44,13 +44,13 @@ class Distillation:
     def __call__(self, model: SequenceModel, batch: TensorBatch) -> Tensor:
         states_BLD = model.encode(batch.inputs).float()
         asked = batch.rows_BL >= 0
-        items_NK, scores_NK = self.targets.look_up(batch.rows_BL[asked].numpy())
+        items_NK, scores_NK = self.targets.look_up(batch.rows_BL[asked].cpu().numpy())
         return hard_and_soft_cross_entropy(
             states_BLD[asked],
             model.item_table(),
             batch.targets_BL[asked],
-            torch.from_numpy(items_NK),
-            torch.from_numpy(scores_NK),
+            torch.from_numpy(items_NK).to(asked.device),
+            torch.from_numpy(scores_NK).to(asked.device),
             soft_weight=self.config.soft_weight,
             temperature=self.config.temperature,
         )

@@ -24,6 +24,7 @@ from recsys.train.objective import to_tensors
 NUM_ROWS = 16  # packed rows a teacher reads at a time
 CHUNK = 2**26  # scores over the catalogue that are in memory at a time
 USERS_PER_SHARD = 2000
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ def _answer(
     teacher: SequenceModel, batch: Batch, top_k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns row numbers, items, scores and log-normalisers of the asked positions."""
-    states_ND = teacher.encode(to_tensors(batch).inputs)[torch.from_numpy(batch.rows_BL >= 0)]
+    states_ND = teacher.encode(to_tensors(batch, CPU).inputs)[torch.from_numpy(batch.rows_BL >= 0)]
     table_VD = teacher.item_table()
     parts = []
     for states in states_ND.split(max(CHUNK // len(table_VD), 1)):

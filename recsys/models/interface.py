@@ -66,6 +66,8 @@ class SequenceModel(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> Any: ...
 
+    def to(self, device: torch.device) -> Any: ...
+
     def train(self, mode: bool = True) -> Any: ...
 
     def eval(self) -> Any: ...
@@ -82,7 +84,8 @@ def torch_scorer(model: SequenceModel) -> Callable[..., np.ndarray]:
         if times is not None:
             padded = (*padded, pad_times(times, model.config.max_length))
         model.eval()
-        state_BD = model.last_state(*map(torch.from_numpy, padded))
-        return (state_BD @ model.item_table().T).numpy()
+        table_VD = model.item_table()
+        state_BD = model.last_state(*(torch.from_numpy(a).to(table_VD.device) for a in padded))
+        return (state_BD @ table_VD.T).cpu().numpy()
 
     return score

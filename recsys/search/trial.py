@@ -104,5 +104,8 @@ def _build(point: Point, material: Material, directory: Path) -> dict[str, Any]:
         precision=precision,
         recipe=point.recipe,
         parents=parents,
-        extra={"train_seconds": round(time.perf_counter() - started, 1)},
+        extra={
+            "train_seconds": round(time.perf_counter() - started, 1),
+            "peak_memory_mib": fitted.peak_memory_mib,
+        },
     )

@@ -15,6 +15,9 @@ from recsys.models.interface import SequenceModel, torch_scorer
 from recsys.train.loop import Checkpoints, FileCheckpoints, TrainConfig, Workers, train
 from recsys.train.objective import Objective, next_item
 
+NumWorkers = int | tuple[int, int]
+"""A fixed number of workers, or the fewest and the most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -37,6 +40,13 @@ class Fitted(NamedTuple):
 
     model: SequenceModel
     history: list[dict[str, float]]
+    peak_memory_mib: int
+    """The most that a worker's process has held."""
+
+
+def most(num_workers: NumWorkers) -> int:
+    """Returns the number, or the most, of workers."""
+    return num_workers if isinstance(num_workers, int) else num_workers[1]
 
 
 def start_model(task: Task, dataset: Dataset) -> SequenceModel:
@@ -65,31 +75,39 @@ def fit(
     if isinstance(checkpoints, Path):
         checkpoints = FileCheckpoints(checkpoints)
     workers = workers or Workers()
-    history = train(
+    sharded = task.train.sharded and workers.world_size > 1
+    trained = train(
         model,
         dataset,
         task.train,
         objective=task.objective,
-        validate=lambda model: validation_ndcg(model, dataset, workers),
+        validate=lambda model: validation_ndcg(model, dataset, workers, sharded),
         checkpoints=checkpoints,
         workers=workers,
         bar=bar,
     )
-    return Fitted(model, history)
+    return Fitted(model, *trained)
 
 
 def validation_ndcg(
     model: SequenceModel,
     dataset: Dataset,
     workers: Workers = Workers(),  # noqa: B008
+    sharded: bool = False,
 ) -> float:
     """Returns NDCG@10 on the validation targets, over the whole catalogue; 0 without any.
 
-    Each worker ranks its share of the users.
+    Each worker ranks its share of the users; of a sharded model no worker needs the whole.
     """
     part = (workers.rank, workers.world_size)
-    ranking = rank_targets(torch_scorer(model), dataset, "validation", part=part)
+    if sharded:
+        from recsys.train.sharded import rank_sharded
+
+        ranking = rank_sharded(model, dataset, "validation", part)
+    else:
+        ranking = rank_targets(torch_scorer(model), dataset, "validation", part=part)
     sums = torch.tensor([ndcg(ranking.ranks_U, 10).sum(), len(ranking.ranks_U)])
+    sums = sums.to(next(model.parameters()).device)
     if workers.world_size > 1:
         dist.all_reduce(sums)
     total, count = sums.tolist()

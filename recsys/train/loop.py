@@ -6,10 +6,12 @@ and position: a run that was killed ends with the weights of one that was not.
 
 import contextlib
 import math
+import resource
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TextIO
 
 import torch
 import torch.distributed as dist
@@ -21,6 +23,9 @@ from recsys.data.batches import Batches
 from recsys.data.sequences import Dataset
 from recsys.models.interface import SequenceModel
 from recsys.train.objective import Objective, to_tensors
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 State = dict[str, Any]
 BAR = 90  # columns of a progress bar, which may be shown by another process
@@ -64,6 +69,11 @@ class TrainConfig:
     """Whether torch.compile builds the encoder; pays for runs of minutes, needs a C++ compiler."""
     num_threads: int | None = None
     """Threads of each worker; none for torch's own choice."""
+    sharded: bool = False
+    """Whether workers share out weights, gradients and moments, the item table by rows; for tables
+    larger than one device. Does not go with compile, nor with item tables of low rank."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where each worker trains."""
     seed: int = 0
     """Seed of weights, batches and dropout."""
 
@@ -84,6 +94,10 @@ class TrainConfig:
             raise ValueError("weight_decay must be at least 0 and warmup a share of all steps")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must be between 0 and 1, not {self.ema}")
+        if self.sharded and self.compile:
+            raise ValueError("sharded training cannot be compiled: leave one of the two out")
+        if self.sharded and self.ema:
+            raise ValueError("sharded training keeps no averages: leave sharded or ema out")
         if not 0 <= self.seed < 2**23:
             raise ValueError(f"seed must be in [0, 2^23), not {self.seed}")
 
@@ -107,7 +121,9 @@ class FileCheckpoints:
         self.path = directory / "checkpoint.pt"
 
     def load(self) -> State | None:
-        return torch.load(self.path, weights_only=True) if self.path.exists() else None
+        if not self.path.exists():
+            return None
+        return torch.load(self.path, map_location="cpu", weights_only=True)
 
     def save(self, state: State, metrics: dict[str, float]) -> None:
         beside = self.path.with_suffix(".tmp")
@@ -123,6 +139,15 @@ class Workers:
     world_size: int = 1
 
 
+class Trained(NamedTuple):
+    """What training leaves beside the weights."""
+
+    history: list[dict[str, float]]
+    """An entry for every validation."""
+    peak_memory_mib: int
+    """The most that a worker's process has held, over all workers and restarts."""
+
+
 def train(
     model: SequenceModel,
     dataset: Dataset,
@@ -133,19 +158,19 @@ def train(
     checkpoints: Checkpoints,
     workers: Workers = Workers(),
     bar: TextIO | None = None,
-) -> list[dict[str, float]]:
-    """Trains `model` in place, ends with its best weights on validation, and returns the history.
+) -> Trained:
+    """Trains `model` in place and ends with its best weights on validation.
 
     Args:
         bar: where the progress bar goes; none for a terminal, if there is one.
 
     Raises:
-        ValueError: the loss is not finite, or there is nothing to train on.
+        ValueError: the loss is not finite, there is nothing to train on, or no such device.
     """
     run = _Run(model, dataset, config, objective, validate, checkpoints, workers, bar)
     with _settings(config):
         run.train()
-    return run.history
+    return Trained(run.history, run.peak_memory_mib)
 
 
 class _Run:
@@ -156,8 +181,11 @@ class _Run:
         self.objective, self.validate = objective, validate
         self.checkpoints, self.workers, self.bar = checkpoints, workers, bar
         self.length = config.row_length or model.config.max_length
+        self.device = torch.device(config.device)
+        self.mesh = self._place_model()
         self.optimizer = _optimizer(model, config)
-        self.bfloat16 = has_bfloat16() if config.bfloat16 is None else config.bfloat16
+        self.bfloat16 = has_bfloat16(config.device) if config.bfloat16 is None else config.bfloat16
+        self.peak_memory_mib = 0
         self.epoch = self.step_in_epoch = self.step = 0
         self.loss_sum, self.num_targets = 0.0, 0  # of the epoch so far
         self.history: list[dict[str, float]] = []
@@ -168,11 +196,24 @@ class _Run:
         if config.compile:
             model.encode = torch.compile(model.encode)
 
+    def _place_model(self) -> "DeviceMesh | None":
+        """Moves the model to the device; returns the mesh of workers if they share it out."""
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("this machine has no device for cuda: train on the cpu")
+        if self.config.sharded and self.workers.world_size > 1:
+            from recsys.train.sharded import shard  # its imports take as long as torch's own
+
+            return shard(self.model, self.device)
+        self.model.to(self.device)
+        return None
+
     def train(self) -> None:
         while self.epoch < self.config.epochs and not self._out_of_patience():
             self._epoch()
         self.model.load_state_dict(self.best)
         self.model.eval()
+        if self.mesh is None:
+            self.model.to(torch.device("cpu"))
 
     def _epoch(self) -> None:
         batches = self._batches(self.epoch)
@@ -192,8 +233,8 @@ class _Run:
     def _step(self, batches: Batches, index: int) -> float:
         torch.manual_seed((self.config.seed << 40) + (self.workers.rank << 32) + self.step)
         self.model.train()
-        batch = to_tensors(batches.batch(index))
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        batch = to_tensors(batches.batch(index), self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss = self.objective(self.model, batch)
         scale = 1 / batches.num_targets(index)
         (loss * scale).backward()
@@ -212,7 +253,9 @@ class _Run:
     def _combine(self, loss: Tensor) -> float:
         """Adds gradients and loss over the workers; returns the loss of the whole batch."""
         if self.workers.world_size > 1:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            # Sharded ones are summed by then.
+            found = [p.grad for p in self.model.parameters() if p.grad is not None]
+            gradients = [] if self.mesh else found
             flat = torch.cat([loss.reshape(1), *(g.reshape(-1) for g in gradients)])
             dist.all_reduce(flat)
             loss, *parts = flat.split([1, *(g.numel() for g in gradients)])
@@ -280,18 +323,42 @@ class _Run:
             "position": [self.epoch, self.step_in_epoch, self.step],
             "so_far": [self.loss_sum, self.num_targets],
             "history": self.history,
+            "peak_memory_mib": self._peak_memory_mib(),
         }
+        if self.mesh:
+            from recsys.train.sharded import join
+
+            state = join(state)
         self.checkpoints.save(state, metrics)
 
-    def _load(self, state: State | None) -> None:
-        if state is None:
+    def _load(self, saved: State | None) -> None:
+        if saved is None:
             return
+        state = saved
+        if self.mesh:
+            from recsys.train.sharded import split
+
+            state = split(saved, self.mesh)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.history = state["best"], state["history"]
         self.average = state["average"]
         self.epoch, self.step_in_epoch, self.step = state["position"]
         self.loss_sum, self.num_targets = state["so_far"]
+        self.peak_memory_mib = state["peak_memory_mib"]
+
+    def _peak_memory_mib(self) -> int:
+        """Returns the most that a worker has held so far; on a device, of the device's memory."""
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        peaks = torch.tensor(max(peak >> 20, self.peak_memory_mib), device=self.device)
+        if self.workers.world_size > 1:
+            dist.all_reduce(peaks, dist.ReduceOp.MAX)
+        self.peak_memory_mib = int(peaks)
+        return self.peak_memory_mib
 
 
 def epoch_batches(
@@ -300,7 +367,7 @@ def epoch_batches(
     """Returns a worker's batches of an epoch, in rows of `length` positions.
 
     Raises:
-        ValueError: there is nothing to train on, or the rows cannot be shared by the workers.
+        ValueError: there is nothing to train on.
     """
     batches = Batches(
         dataset,
@@ -316,8 +383,10 @@ def epoch_batches(
     return batches
 
 
-def has_bfloat16() -> bool:
-    """Returns whether this processor has instructions for products in bfloat16."""
+def has_bfloat16(device: str = "cpu") -> bool:
+    """Returns whether processor or device have instructions for products in bfloat16."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in BFLOAT16_CAPABILITIES)
 

@@ -11,7 +11,14 @@ from torch import Tensor
 from recsys.config import require_at_least
 from recsys.data.batches import Batch
 from recsys.data.sequences import Dataset
-from recsys.losses import PADDING, gbce, sampled_softmax, smoothing, softmax_cross_entropy
+from recsys.losses import (
+    PADDING,
+    SharedTable,
+    gbce,
+    sampled_softmax,
+    smoothing,
+    softmax_cross_entropy,
+)
 from recsys.models.interface import PackedRows, SequenceModel
 
 
@@ -31,9 +38,9 @@ class Objective(Protocol):
         ...
 
 
-def to_tensors(batch: Batch) -> TensorBatch:
-    """Returns the batch as tensors, without copying."""
-    arrays = {name: torch.from_numpy(array) for name, array in batch._asdict().items()}
+def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
+    """Returns the batch as tensors on `device`; without copying, if that is the processor."""
+    arrays = {name: torch.from_numpy(a).to(device) for name, a in batch._asdict().items()}
     inputs = PackedRows(**{name: arrays[name] for name in PackedRows._fields})
     return TensorBatch(inputs, arrays["targets_BL"], arrays["rows_BL"])
 
@@ -92,12 +99,18 @@ class NextItem:
         if self.config.kind == "softmax":
             table_VD, share = model.item_table(), self.config.label_smoothing
             loss = softmax_cross_entropy(states_ND, table_VD, targets_N)
+            if share == 0:
+                return loss
+            if isinstance(table_VD, SharedTable):
+                raise ValueError("label smoothing needs the whole table: leave it or sharded out")
             return loss + share * smoothing(states_ND, table_VD, targets_N, positives_ND)
-        negatives_M = self._draw(self.config.num_negatives)
+        negatives_M = self._draw(self.config.num_negatives).to(targets_N.device)
         sample = (targets_N, model.item_vectors(negatives_M), negatives_M)
         if self.config.kind == "sampled-softmax":
-            log_probability_M = self.probability_V[negatives_M].log().float()
-            return sampled_softmax(states_ND, positives_ND, *sample, log_probability_M)
+            log_probability_M = self.probability_V[negatives_M.cpu()].log().float()
+            return sampled_softmax(
+                states_ND, positives_ND, *sample, log_probability_M.to(targets_N.device)
+            )
         return gbce(
             states_ND,
             positives_ND,

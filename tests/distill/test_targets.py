@@ -83,7 +83,8 @@ def test_targets_that_do_not_fit_the_disk_are_refused_with_the_number(dataset, t
 
 def test_the_objective_looks_up_the_answers_of_its_positions(dataset, teacher, tmp_path):
     write_targets(teacher, dataset, tmp_path, TargetsConfig(top_k=TOP_K))
-    batch = to_tensors(Batches(dataset, num_rows=4, length=8, seed=0, epoch=0).batch(0))
+    batches = Batches(dataset, num_rows=4, length=8, seed=0, epoch=0)
+    batch = to_tensors(batches.batch(0), torch.device("cpu"))
     student = build(replace(MODEL, dropout=0.0), dataset.num_items_with_padding)
     objective = Distillation(tmp_path, DistillConfig(soft_weight=0.6, temperature=2.0))
     logits_BLV = student.encode(batch.inputs) @ student.item_table().T

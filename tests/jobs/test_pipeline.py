@@ -61,6 +61,8 @@ def test_it_leaves_all_stages_and_a_summary(run_directory):
     assert sizes["compressed"] < sizes["student"] < sizes["teacher"]
     for name in models:
         verify_model(run_directory / name)
+    for name in ("teacher", "student"):
+        assert read_json(run_directory / name / "report.json")["peak_memory_mib"] > 100
 
 
 def test_flags_of_the_log_and_the_split_reach_the_preparation():

@@ -46,6 +46,18 @@ def test_flags_override_the_preset():
     assert seen[0].model.width == 32
 
 
+@pytest.mark.parametrize(("words", "expected"), [("3", 3), ("1 4", (1, 4))])
+def test_workers_are_a_number_or_a_range(words, expected):
+    seen = []
+    for job in (train.Train, distill.Distill, compress.Compress):
+        flags = ["quickstart", "--num-workers", *words.split()]
+        assert command(job.from_preset, seen.append, flags) == 0
+        assert seen[-1].num_workers == expected
+    flags = ["quickstart", "--preset.num-workers", *words.split()]
+    assert command(pipeline.Pipeline.from_preset, seen.append, flags) == 0
+    assert seen[-1].preset.num_workers == expected
+
+
 def test_an_unknown_flag_ends_in_code_2(capsys):
     with pytest.raises(SystemExit) as stopped:
         command(train.Train.from_preset, print, ["--train.epoch", "3"])

@@ -49,7 +49,7 @@ def run(dataset, checkpoints, config=CONFIG, objective=next_item):
         objective=objective,
         validate=lambda model: validation_ndcg(model, dataset),
         checkpoints=checkpoints,
-    )
+    ).history
     return model, history
 
 
@@ -101,7 +101,7 @@ def test_it_overfits_one_user():
         objective=next_item,
         validate=lambda model: 0.0,
         checkpoints=MemoryCheckpoints(),
-    )
+    ).history
     assert history[-1]["loss"] < 0.2
     assert torch_scorer(model)([np.array([3, 1, 4])])[0].argmax() == 8
 
@@ -122,7 +122,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(dataset):
         objective=next_item,
         validate=validate,
         checkpoints=MemoryCheckpoints(),
-    )
+    ).history
     assert len(history) == 4
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, seen[1][name])

@@ -22,7 +22,9 @@ LOSSES = {
 
 @pytest.fixture
 def batch(dataset):
-    return to_tensors(Batches(dataset, num_rows=4, length=8, seed=0, epoch=0).batch(0))
+    return to_tensors(
+        Batches(dataset, num_rows=4, length=8, seed=0, epoch=0).batch(0), torch.device("cpu")
+    )
 
 
 def test_the_plain_loss_is_the_default(dataset_directory):

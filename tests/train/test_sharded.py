@@ -1,0 +1,134 @@
+"""Sharded training, without Ray: what two processes give is what one gives."""
+
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+
+from recsys.losses import SoftLabels, cross_entropy
+from recsys.models import TransformerConfig, build
+from recsys.models.item_table import DenseItemTable
+from recsys.train.fit import Task, fit
+from recsys.train.loop import FileCheckpoints, TrainConfig, Workers
+from recsys.train.sharded import ShardedItemTable, shard
+
+CPU = torch.device("cpu")
+MODEL = TransformerConfig(
+    width=16,
+    num_layers=2,
+    num_heads=2,
+    head_width=8,
+    feed_forward_width=32,
+    max_length=8,
+    dropout=0.0,
+)
+CONFIG = TrainConfig(
+    epochs=2,
+    batch_rows=3,
+    learning_rate=1e-2,
+    checkpoint_every=3,
+    clip_norm=0.3,
+    bfloat16=False,
+    matmul_precision="highest",
+    sharded=True,
+)
+
+
+class Killed(Exception):
+    pass
+
+
+class FirstWorkers(FileCheckpoints):
+    """Checkpoints of the first worker; the run dies after some of them, if that is asked."""
+
+    def __init__(self, directory, rank=0, survives=None):
+        directory.mkdir(exist_ok=True)
+        super().__init__(directory)
+        self.rank, self.survives = rank, survives
+
+    def save(self, state, metrics):
+        if self.rank == 0:
+            super().save(state, metrics)
+        if self.survives is not None:
+            self.survives -= 1
+            if self.survives == 0:
+                raise Killed
+
+
+def begin(task, directory, workers):
+    """Leaves the second checkpoint of a run that died then."""
+    with pytest.raises(Killed):
+        fit(task, FirstWorkers(directory, workers.rank, survives=2), workers=workers)
+
+
+def loss_and_gradients(table, part, temperature):
+    """Returns loss, its gradients by the vectors of some items, and the table's weight."""
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randint(0, 31, (11, 2), generator=generator)[part]  # 0, too
+    states_ND = torch.randn(11, 16, generator=generator)[part] + table(items).sum(dim=1)
+    states_ND.retain_grad()
+    labels = [
+        SoftLabels(
+            torch.randint(0, 31, (11, 3), generator=generator)[part],
+            torch.rand(11, 3, generator=generator)[part],
+            t,
+        )
+        for t in (1.0, temperature)
+    ]
+    loss = cross_entropy(states_ND, table.table(), labels)
+    (loss * 3).backward()
+    return loss.detach(), states_ND.grad, table.weight.grad
+
+
+def check_table(rank):
+    """Two workers with 8 and 3 of 11 positions: value and gradients of one worker."""
+    torch.manual_seed(0)
+    whole = DenseItemTable(31, 16)
+    sharded = ShardedItemTable(whole, init_device_mesh("cpu", (2,)), CPU)
+    loss, states_gradient, gradient = loss_and_gradients(whole, slice(None), 2.0)
+    part = slice(0, 8) if rank == 0 else slice(8, 11)
+    share, share_states_gradient, share_gradient = loss_and_gradients(sharded, part, 2.0)
+    dist.all_reduce(share)
+    torch.testing.assert_close(share, loss)
+    torch.testing.assert_close(share_states_gradient, states_gradient[part])
+    torch.testing.assert_close(share_gradient.full_tensor(), gradient)
+    assert len(sharded.weight.to_local()) == (16 if rank == 0 else 15)
+
+
+def worker(rank, port, dataset, directory):
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    check_table(rank)
+    with pytest.raises(ValueError, match="leave item_rank out"):
+        shard(build(replace(MODEL, item_rank=4), 31), CPU)
+    task = Task(dataset=dataset, model=MODEL, train=CONFIG)
+    workers = Workers(rank=rank, world_size=2)
+    fitted = fit(task, FirstWorkers(directory / "two", rank), workers=workers)
+    size = sum(p.to_local().numel() for p in fitted.model.parameters())
+    assert size <= 0.6 * sum(p.numel() for p in fitted.model.parameters())
+    begin(task, directory / "two then one", workers)
+    fit(task, FirstWorkers(directory / "one then two", rank), workers=workers)
+    dist.destroy_process_group()
+
+
+def test_two_workers_share_out_the_weights_and_end_with_those_of_one(dataset_directory, tmp_path):
+    task = Task(dataset=dataset_directory, model=MODEL, train=CONFIG)
+    alone = fit(task, FirstWorkers(tmp_path / "one"))
+    begin(task, tmp_path / "one then two", Workers())
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    multiprocessing.spawn(worker, (port, dataset_directory, tmp_path), nprocs=2)
+    fit(task, FirstWorkers(tmp_path / "two then one"))
+    for name in ("two", "two then one", "one then two"):
+        state = FirstWorkers(tmp_path / name).load()
+        assert state["position"] == FirstWorkers(tmp_path / "one").load()["position"]
+        for ours, expected in zip(state["history"], alone.history, strict=True):
+            assert ours == pytest.approx(expected, rel=1e-3), name
+        for key, weight in alone.model.state_dict().items():
+            torch.testing.assert_close(state["best"][key], weight, rtol=1e-2, atol=1e-3)
