@@ -201,7 +201,7 @@ class _Run:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError("this machine has no device for cuda: train on the cpu")
         if self.config.sharded and self.workers.world_size > 1:
-            from recsys.train.sharded import shard  # its imports take as long as torch's own
+            from recsys.train.sharded import shard  # slow to import
 
             return shard(self.model, self.device)
         self.model.to(self.device)
