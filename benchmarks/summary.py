@@ -6,18 +6,15 @@ between the markers of that data set in the README.
 
 import re
 import shutil
-import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import RESULTS, stamp, write_block
 from recsys.evaluate.report import readable_bytes
 from recsys.files import read_json, write_json
 
 FOLDERS = re.compile(r"(?<=[ =])[^ =]*/")  # of paths in a command, which mean nothing elsewhere
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 UNITS = {"ndcg@10": "", "hr@10": "", "size_bytes": "bytes", "latency_ms_p50": "ms"}
 
 
@@ -29,10 +26,9 @@ def tidy(summary: dict[str, Any], dataset: str, command: str) -> list[dict[str, 
         "system": "recsys",
         "seed": summary["seed"],
         "command": command,
+        **stamp(),
         "hardware": summary["hardware"],
         "versions": summary["versions"],
-        "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True)[:10],
-        "date": datetime.now(UTC).date().isoformat(),
     }
     values = [
         (row["name"], metric, row[metric], unit)
@@ -85,13 +81,7 @@ def main(run: Path, dataset: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / f"pipeline-{dataset}.json", tidy(summary, dataset, command))
     shutil.copyfile(run / "frontier" / "frontier.png", RESULTS / f"pipeline-{dataset}.png")
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    start, end = f"<!-- {dataset} -->", f"<!-- /{dataset} -->"
-    head, _, rest = text.partition(start)
-    _, _, tail = rest.partition(end)
-    table = markdown(summary, dataset, command)
-    readme.write_text(f"{head}{start}\n{table}\n{end}{tail}")
+    write_block(dataset, markdown(summary, dataset, command))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,25 @@ class Dropout(nn.Module):
         if not (self.training and self.share):
             return x
         size = x.numel()
-        words = torch.empty((size + 3) // 4, dtype=torch.int64, device=x.device)
-        bits = words.random_(-(2**63), None).view(torch.int16)[:size].view_as(x)
+        bits = _random_words(x, (size + 3) // 4).view(torch.int16)[:size].view_as(x)
         kept = bits >= round(self.share * 2**16) - 2**15
         return x * (kept * (1 / (1 - self.share))).to(x.dtype)
+
+
+@torch.library.custom_op("recsys::random_words", mutates_args=())
+def _random_words(like: Tensor, number: int) -> Tensor:
+    """Returns random int64, on the device of `like`.
+
+    An operator of our own: torch.compile breaks its graph at random_, nine times in an encoder of
+    two blocks.
+    """
+    words = torch.empty(number, dtype=torch.int64, device=like.device)
+    return words.random_(-(2**63), None)
+
+
+@_random_words.register_fake
+def _(like: Tensor, number: int) -> Tensor:
+    return torch.empty(number, dtype=torch.int64, device=like.device)
 
 
 class LowRankLinear(nn.Module):

@@ -136,3 +136,16 @@ def test_shapes_that_cannot_be_are_refused(setting):
     (name,) = setting
     with pytest.raises(ValueError, match=f"{name} must be at least 1"):
         TransformerConfig(**setting)
+
+
+def test_the_encoder_compiles_to_one_graph_with_dropout_in_it():
+    model = build(CONFIGS[0], NUM_ITEMS + 1).train()
+    items_BL = torch.ones(2, 10, dtype=torch.int64)
+    graphs = []
+
+    def keep(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile(model.encode, backend=keep, fullgraph=True)(items_BL, items_BL, items_BL)
+    assert len(graphs) == 1

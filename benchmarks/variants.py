@@ -1,0 +1,159 @@
+"""Teachers under named settings: the same command with other flags, on several seeds.
+
+What `benchmarks.teacher` and `benchmarks.ablation` have in common.
+"""
+
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.rows import ROOT, Results, Row, Subject, table, values_of, write_block
+from jobs.command import command
+from jobs.train import Train
+from recsys.files import read_json
+
+RUNS = ROOT / "runs" / "bench"
+METRICS = ("ndcg@10", "hr@10")
+PRESETS = {"synthetic": "quickstart"}  # of data sets; of others the preset has the same name
+Variants = Mapping[str, Sequence[str]]
+"""Flags of `jobs.train`, by the name of what they change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which teachers to train."""
+
+    dataset: tyro.conf.Positional[str]
+    """A data set; the preset that trains on it."""
+    log: str | None = None
+    """The log; none for where the preset finds it."""
+    only: tuple[str, ...] = ()
+    """Names of variants; none for all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of weights, batches and dropout."""
+    again: bool = False
+    """Whether what has been measured is measured anew."""
+    readme: bool = False
+    """Whether the README gets the table of what is measured, and nothing is trained."""
+
+
+def main(benchmark: str, variants: Mapping[str, Variants]) -> None:
+    """Runs a benchmark as the command line says.
+
+    Args:
+        variants: by data set.
+    """
+    options = tyro.cli(Options, prog=f"python -m benchmarks.{benchmark}")
+    if options.dataset not in variants:
+        sys.exit(f"error: no variants of {options.dataset!r}; known are {', '.join(variants)}")
+    unknown = set(options.only) - set(variants[options.dataset])
+    if unknown:
+        sys.exit(f"error: no variant {', '.join(sorted(unknown))} of {options.dataset}")
+    results = Results(benchmark)
+    chosen = different(options.dataset, variants[options.dataset])
+    if options.only:
+        chosen = {name: flags for name, flags in chosen.items() if name in options.only}
+    if not options.readme:
+        run(results, options, chosen)
+    rows = [row for row in results.rows() if row.dataset == options.dataset]
+    text = markdown(rows)
+    print(text)
+    if options.readme:
+        write_block(f"{benchmark}-{options.dataset}", text)
+
+
+def different(dataset: str, variants: Variants) -> Variants:
+    """Returns the first of the variants that come to the same settings."""
+    jobs: list[Train] = []
+    chosen: dict[str, Sequence[str]] = {}
+    for name, flags in variants.items():
+        parsed: list[Train] = []
+        code = command(Train.from_preset, parsed.append, [PRESETS.get(dataset, dataset), *flags])
+        assert code == 0, f"flags of {name} are wrong"
+        if parsed[0] not in jobs:
+            jobs += parsed
+            chosen[name] = flags
+    return chosen
+
+
+def run(results: Results, options: Options, variants: Variants) -> None:
+    """Trains and measures what is not measured yet; seed after seed, so that all get one first."""
+    todo = [
+        (Subject(options.dataset, "recsys", name, seed), train_words(options.dataset, flags, seed))
+        for seed in options.seeds
+        for name, flags in variants.items()
+    ]
+    for subject, words in todo:
+        line = shlex.join(["python", "-m", "jobs.train", *words])
+        if options.again or not results.has(subject, line):
+            dataset = prepare(options.dataset, options.log)
+            output = (
+                RUNS / options.dataset / results.benchmark / subject.variant / str(subject.seed)
+            )
+            report = train(words, dataset, output)
+            results.put(subject, line, values(report))
+
+
+def train_words(dataset: str, flags: Sequence[str], seed: int) -> list[str]:
+    """Returns the arguments of `jobs.train`."""
+    return [PRESETS.get(dataset, dataset), *flags, "--train.seed", str(seed)]
+
+
+def prepare(dataset: str, log: str | None) -> Path:
+    """Prepares a data set, unless it is there, and returns its directory."""
+    output = RUNS / dataset / "dataset"
+    flags = ["--log", log] if log else []
+    job("prepare", [PRESETS.get(dataset, dataset), *flags, "--output", str(output)])
+    return output
+
+
+def train(words: Sequence[str], dataset: Path, output: Path) -> dict[str, Any]:
+    """Trains a teacher, or goes on with it, and returns its report."""
+    job("train", [*words, "--dataset", str(dataset), "--output", str(output)])
+    return read_json(output / "report.json")
+
+
+def job(name: str, words: Sequence[str]) -> None:
+    """Runs `python -m jobs.<name>` in a process of its own.
+
+    Raises:
+        subprocess.CalledProcessError: it failed, and has said why.
+    """
+    subprocess.run([sys.executable, "-m", f"jobs.{name}", *words], cwd=ROOT, check=True)
+
+
+def values(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
+    """Returns value and unit of what is kept of a report."""
+    return {
+        **{metric: (report[metric], "") for metric in METRICS},
+        "validation_ndcg@10": (report["validation"]["ndcg@10"], ""),
+        "train_seconds": (report["train_seconds"], "s"),
+    }
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Returns means over the seeds, in the order in which variants were first measured."""
+    names = dict.fromkeys(row.variant for row in rows)
+    lines = []
+    for name in names:
+        cells = [spread(values_of(rows, metric, variant=name)) for metric in METRICS]
+        seconds = values_of(rows, "train_seconds", variant=name)
+        line = next(row.command for row in rows if row.variant == name)
+        shown = line.partition(" --train.seed ")[0]
+        lines.append(
+            [name, *cells, f"{len(seconds)}", f"{statistics.mean(seconds):.0f}", f"`{shown}`"]
+        )
+    return table(["variant", "NDCG@10", "HR@10", "seeds", "seconds", "command"], lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Returns the mean, and the standard deviation where there are several values."""
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean

@@ -1,0 +1,81 @@
+import shlex
+
+import pytest
+
+from benchmarks import ablation, teacher, variants
+from benchmarks.rows import Results, values_of
+
+REPORT = {
+    "ndcg@10": 0.2,
+    "hr@10": 0.4,
+    "validation": {"ndcg@10": 0.25},
+    "train_seconds": 10.0,
+}
+CASES = [
+    (dataset, name)
+    for module in (teacher, ablation)
+    for dataset, of_dataset in module.VARIANTS.items()
+    for name in of_dataset
+]
+
+
+@pytest.mark.parametrize("module", [teacher, ablation])
+def test_every_variant_parses_and_the_preset_comes_first(module):
+    for dataset, of_dataset in module.VARIANTS.items():
+        chosen = variants.different(dataset, of_dataset)
+        assert next(iter(chosen)) == "preset"
+
+
+def test_a_variant_that_changes_nothing_is_left_out():
+    chosen = variants.different(
+        "movielens-1m",
+        {"preset": (), "width=192": ("--model.width", "192"), "width=8": ("--model.width", "8")},
+    )
+    assert list(chosen) == ["preset", "width=8"]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The words of each training that was asked for, none of which happens."""
+    words = []
+
+    def train(arguments, dataset, output):
+        words.append(shlex.join(arguments))
+        seed = int(arguments[-1])
+        return {**REPORT, "ndcg@10": REPORT["ndcg@10"] + seed / 100}
+
+    monkeypatch.setattr(variants, "train", train)
+    monkeypatch.setattr(variants, "prepare", lambda dataset, log: None)
+    return words
+
+
+def test_what_is_measured_is_not_trained_again(trained, tmp_path):
+    results = Results("ablation", tmp_path)
+    some = {"preset": (), "dropout=0.1": ("--model.dropout", "0.1")}
+    options = variants.Options(dataset="synthetic", seeds=(0, 1))
+    variants.run(results, options, some)
+    assert trained == [
+        "quickstart --train.seed 0",
+        "quickstart --model.dropout 0.1 --train.seed 0",
+        "quickstart --train.seed 1",
+        "quickstart --model.dropout 0.1 --train.seed 1",
+    ]
+    variants.run(results, options, some)
+    assert len(trained) == 4
+    variants.run(results, variants.Options(dataset="synthetic", seeds=(2,)), some)
+    assert len(trained) == 6
+    variants.run(results, variants.Options(dataset="synthetic", seeds=(2,), again=True), some)
+    assert len(trained) == 8
+    assert values_of(results.rows(), "ndcg@10", variant="preset") == pytest.approx(
+        [0.2, 0.21, 0.22]
+    )
+
+
+def test_the_table_has_mean_and_spread_and_the_command(trained, tmp_path):
+    results = Results("ablation", tmp_path)
+    variants.run(results, variants.Options(dataset="synthetic"), {"preset": ()})
+    last = variants.markdown(results.rows()).splitlines()[-1]
+    assert last == (
+        "| preset | 0.2100 ± 0.0100 | 0.4000 ± 0.0000 | 3 | 10 "
+        "| `python -m jobs.train quickstart` |"
+    )
