@@ -24,6 +24,7 @@ from recsys.compress.prune import (
     prune_layers,
 )
 from recsys.compress.quantize import Quantize
+from recsys.models import without_content
 from recsys.models.interface import SequenceModel
 from recsys.models.transformer import Transformer
 
@@ -41,6 +42,8 @@ def compress(
 ) -> tuple[SequenceModel, Precision]:
     """Returns the compressed model and the precision to export it in; `model` stays as it is.
 
+    Content of items is summed into the item table first.
+
     Args:
         histories: real ones, to calibrate the steps on.
         recover: trains a model for a number of epochs, after the steps that ask for it.
@@ -49,6 +52,7 @@ def compress(
         ValueError: a step asks for more than the model has, for recovery without `recover`, or for
             a kind of model that cannot be compressed.
     """
+    model = without_content(model)
     precision: Precision = "float32"
     for step in recipe:
         if isinstance(step, Quantize):

@@ -46,13 +46,19 @@ class SequenceModel(Protocol):
 
 
 def torch_scorer(model: SequenceModel) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """Returns a function from histories to scores_BV that runs `model` without dropout."""
+    """Returns a function from histories to scores_BV that runs `model` as it is, without dropout.
+
+    The item table is computed once.
+    """
+    model.eval()
+    with torch.inference_mode():
+        table_VD = model.item_table()
 
     @torch.inference_mode()
     def score(histories: Sequence[np.ndarray]) -> np.ndarray:
         history_BL, length_B = pad_histories(histories, model.config.max_length)
         model.eval()
         state_BD = model.last_state(torch.from_numpy(history_BL), torch.from_numpy(length_B))
-        return (state_BD @ model.item_table().T).numpy()
+        return (state_BD @ table_VD.T).numpy()
 
     return score
