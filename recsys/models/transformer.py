@@ -40,7 +40,7 @@ class TransformerConfig:
     content: tuple[Kind, ...] = ()
     """Kinds of the dataset's item content that join the items' vectors; for teachers: students and
     what is served have one table, into which these are summed."""
-    id_dropout: float = 0.3
+    id_dropout: float = 0.5
     """Share of the ids left out in training where there is content, so that it learns to stand
     alone."""
 

