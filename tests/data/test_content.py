@@ -171,7 +171,7 @@ def test_weights_that_are_damaged_or_not_whole(vit, tmp_path):
     shutil.copytree(vit, tmp_path / "other")
     config = json.loads((vit / "config.json").read_text())
     (tmp_path / "other/config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
-    with pytest.raises(ValueError, match="not whole: .* is missing"):
+    with pytest.raises(ValueError, match=r"not whole: .* is missing"):
         ImageEncoder(tmp_path / "other")
 
 
@@ -181,7 +181,7 @@ def test_columns_and_kinds_that_are_not_there(tmp_path):
         check_content(config, pa.table({"item_id": ["a"]}))
     with pytest.raises(ValueError, match="content needs an item table"):
         check_content(config, None)
-    with pytest.raises(ValueError, match="has no content of kind 'image': .* --content.image-"):
+    with pytest.raises(ValueError, match=r"has no content of kind 'image': .* --content.image-"):
         load_content(tmp_path, ["image"])
 
 
