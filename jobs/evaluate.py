@@ -69,6 +69,13 @@ def run(job: Evaluate) -> dict[str, Any]:
     repeats = report["num_repeat_targets"]
     left_out = f"; {repeats:,} left out, who had met their target before" if repeats else ""
     print(f"{job.split}, {report['protocol']}: {report['num_users']:,} users ranked{left_out}")
+    for name, what in (("cold", "items that training never met"), ("warm", "other items")):
+        if name in report:
+            part = report[name]
+            print(
+                f"  {part['num_users']:,} targets are {what}: NDCG@10 {part['ndcg@10']:.4f}, "
+                f"HR@10 {part['hr@10']:.4f}"
+            )
     print(f"evaluate: {job.model / REPORT}")
     return report
 

@@ -54,7 +54,8 @@ def run(job: Prepare) -> Path:
         f"  {manifest['num_users']:,} users, {manifest['num_items']:,} items, "
         f"{manifest['num_interactions']:,} interactions; {manifest['num_rejected']:,} rows "
         f"rejected, {manifest['num_duplicates']:,} duplicates dropped, "
-        f"{manifest['num_items_never_seen']:,} items of the table never seen",
+        f"{manifest['num_items_never_seen']:,} items of the table never seen, "
+        f"{manifest['num_cold_items']:,} kept out of training",
         flush=True,
     )
     return job.output
@@ -83,6 +84,9 @@ def _contents(config: PrepareConfig) -> dict[str, str]:
         files = [str(folder / name) for name in FILES] if folder.is_dir() else locations
     else:
         files = [file for location in locations for file in list_files(location)]
+    for encoder in config.content.encoders.values():
+        if Path(encoder).is_dir():  # else a name on the hub
+            files += [str(path) for path in sorted(Path(encoder).iterdir()) if path.is_file()]
     return {file: identify(file) for file in files}
 
 

@@ -24,7 +24,7 @@ from recsys.compress.prune import (
     prune_layers,
 )
 from recsys.compress.quantize import Quantize
-from recsys.models import StudentConfig
+from recsys.models import StudentConfig, without_content
 from recsys.models.gru import GRU
 from recsys.models.interface import SequenceModel
 from recsys.models.transformer import Transformer
@@ -43,6 +43,8 @@ def compress(
 ) -> tuple[SequenceModel, Precision]:
     """Returns the compressed model and the precision to export it in; `model` stays as it is.
 
+    Content of items is summed into the item table first.
+
     Args:
         histories: real ones, to calibrate the steps on.
         recover: trains a model for a number of epochs, after the steps that ask for it.
@@ -53,6 +55,7 @@ def compress(
     """
     if not isinstance(model.config, StudentConfig):
         raise ValueError(f"{type(model).__name__} cannot be served, so compress a student of it")
+    model = without_content(model)
     precision: Precision = "float32"
     for step in recipe:
         if isinstance(step, Quantize):

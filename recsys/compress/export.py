@@ -11,7 +11,7 @@ from tqdm import tqdm
 from recsys.checkpoint import GRAPH
 from recsys.compress.graph import Precision, serving_graph
 from recsys.data.batches import pad_histories
-from recsys.models import StudentConfig
+from recsys.models import StudentConfig, without_content
 from recsys.models.interface import SequenceModel, torch_scorer
 
 LIST_LENGTH = 10
@@ -50,8 +50,9 @@ def export_onnx(
         raise ValueError(f"{type(model).__name__} has no ONNX graph: it can teach, not be served")
     if not len(histories):
         raise ValueError("export needs at least one history to compare graph and model on")
-    weights = {name: w.detach().cpu().numpy() for name, w in model.state_dict().items()}
-    graph = serving_graph(model.config, weights, precision).SerializeToString()
+    plain = without_content(model)
+    weights = {name: w.detach().cpu().numpy() for name, w in plain.state_dict().items()}
+    graph = serving_graph(plain.config, weights, precision).SerializeToString()
     parity = compare(graph, model, histories)
     _refuse_disagreement(parity, precision)
     partial = Path(directory) / f"{GRAPH}.partial"

@@ -21,7 +21,7 @@ from recsys.data.schema import (
     PrepareConfig,
 )
 from recsys.data.sequences import ITEMS, MANIFEST, Sequence, write_sequences
-from recsys.data.split import assign, cut_times
+from recsys.data.split import NONE, assign, cut_times
 from recsys.data.vocabulary import write_items
 from recsys.files import write_json
 
@@ -98,21 +98,55 @@ def build_dataset(
     table = _in_order(tables)
     item_ids = pc.unique(table[ITEM]).sort()
     cuts = cut_times(config.split, table[TIME].to_numpy())
-    sequences = _sequences(table, item_ids, config, cuts)
+    cold_N = cold_items(len(item_ids), config.cold_items, config.cold_seed)
+    sequences = [
+        without_in_training(sequence, cold_N)
+        for sequence in _sequences(table, item_ids, config, cuts)
+    ]
     _write_in_files(directory, sequences)
-    write_items(directory / ITEMS, item_ids, _popularity(sequences, len(item_ids)), item_table)
+    counts_V = _popularity(sequences, len(item_ids))
+    apart = config.content.columns_kept_apart
+    write_items(directory / ITEMS, item_ids, counts_V, item_table, apart)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "num_users": len(sequences),
         "num_items": len(item_ids),
-        "num_interactions": len(table),
+        "num_interactions": sum(len(sequence.items) for sequence in sequences),
         "num_duplicates": sum(part.num_duplicates for part in grouped),
         "num_items_never_seen": len(item_table) - len(item_ids) if item_table is not None else 0,
+        "num_cold_items": len(cold_N),
         "split": to_json(config.split),
         **facts,
     }
     write_json(directory / MANIFEST, manifest)
     return manifest
+
+
+def cold_items(num_items: int, share: float, seed: int) -> np.ndarray:
+    """Returns the items, drawn at random, that training is not to meet."""
+    number = round(share * num_items)
+    return np.random.default_rng(seed).choice(num_items, number, replace=False) + 1
+
+
+def without_in_training(sequence: Sequence, cold_N: np.ndarray) -> Sequence:
+    """Returns the sequence without cold items in its training part; targets need a history."""
+    kept = ~np.isin(sequence.items, cold_N)
+    kept[sequence.train_length :] = True
+    num_left_out = int((~kept).sum())
+    if num_left_out == 0:
+        return sequence
+    validation, test = (
+        index - num_left_out if index > num_left_out else NONE
+        for index in (sequence.validation_index, sequence.test_index)
+    )
+    return Sequence(
+        sequence.user_id,
+        sequence.items[kept],
+        sequence.timestamps[kept],
+        sequence.train_length - num_left_out,
+        validation,
+        test,
+    )
 
 
 def _in_order(tables: list[pa.Table]) -> pa.Table:

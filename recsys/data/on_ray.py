@@ -6,8 +6,9 @@ import shutil
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,20 @@ from ray.exceptions import RayError
 
 from recsys.data.build import Grouped, build_dataset, sort_and_drop_duplicates
 from recsys.data.clean import CLEAN, PROBLEM, RAW, clean, wanted_columns
+from recsys.data.content import (
+    BATCH_SIZE,
+    ContentConfig,
+    Encoder,
+    check_content,
+    write_content,
+)
 from recsys.data.movielens import convert
 from recsys.data.read import check_file, list_files, read_batches, read_table
-from recsys.data.schema import PLACE, USER, PrepareConfig
+from recsys.data.schema import ITEM, PLACE, USER, PrepareConfig
+from recsys.data.sequences import ITEMS
 from recsys.data.split import LeaveOneOut
 from recsys.data.synthetic import SHORTEST, generate
-from recsys.data.vocabulary import read_item_table
+from recsys.data.vocabulary import align, read_item_table
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported
 
@@ -54,6 +63,7 @@ def prepare(config: PrepareConfig, directory: Path) -> dict[str, Any]:
     if config.items is not None:
         items = read_table(config.items, [config.item_column])
         item_table = read_item_table(items, config.item_column)
+    check_content(config.content, item_table)
     partitions = _group(config, files, item_table, scratch)
     rejected = _rejected(config, scratch, directory)
     grouped = [Grouped(Path(row["path"]), row["num_duplicates"]) for row in partitions]
@@ -63,8 +73,52 @@ def prepare(config: PrepareConfig, directory: Path) -> dict[str, Any]:
         "columns": {"user": config.user_column, "item": config.item_column},
     }
     manifest = build_dataset(directory, config, grouped, item_table=item_table, facts=facts)
+    if item_table is not None and config.content.columns:
+        _write_content(directory, config.content, item_table)
     shutil.rmtree(scratch)
     return manifest
+
+
+def _write_content(directory: Path, config: ContentConfig, item_table: pa.Table) -> None:
+    ids = pq.read_table(directory / ITEMS, columns=[ITEM])[ITEM].combine_chunks()
+    items = align(ids, item_table, [ITEM, *config.columns])
+    on_ray = partial(encode_on_ray, num_workers=config.num_workers)
+    write_content(directory, config, items, on_ray)
+
+
+class _Encoder:
+    """Holds an encoder; turns rows of values into rows of features."""
+
+    def __init__(self, make_encoder: Callable[[], Encoder]):
+        import torch  # not above: most logs are prepared without
+
+        torch.set_num_threads(1)
+        self.encoder = make_encoder()
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        features_NF = self.encoder(batch["value"].to_pylist())
+        return {"row": batch["row"].to_numpy(), "features": features_NF}
+
+
+def encode_on_ray(
+    make_encoder: Callable[[], Encoder], values: Sequence[Any], num_workers: int
+) -> np.ndarray:
+    """Returns what `encode` returns, computed by `num_workers` processes."""
+    _quieten()
+    make_encoder()  # here first, so that what is wrong with it is said once
+    num_blocks = -(-len(values) // BATCH_SIZE)
+    rows = [{"row": row, "value": value} for row, value in enumerate(values)]
+    done = ray.data.from_items(rows, override_num_blocks=num_blocks).map_batches(
+        _Encoder,
+        batch_size=BATCH_SIZE,
+        batch_format="pyarrow",
+        fn_constructor_args=(make_encoder,),
+        compute=ray.data.ActorPoolStrategy(size=min(num_workers, num_blocks)),
+        num_cpus=1,
+    )
+    batches = list(done.iter_batches(batch_format="numpy"))
+    features_NF = np.concatenate([batch["features"] for batch in batches])
+    return features_NF[np.argsort(np.concatenate([batch["row"] for batch in batches]))]
 
 
 def _materialize_source(
@@ -76,7 +130,7 @@ def _materialize_source(
         log = generate(config.synthetic)
         pq.write_table(log.interactions, scratch / "log.parquet")
         pq.write_table(log.items, scratch / "items.parquet")
-        if config.split == LeaveOneOut() and config.k_core <= 1 and config.min_length <= SHORTEST:
+        if _keeps_all(config):
             facts["best_possible"] = log.best_possible  # of every user's last two items
         log_path, items_path = scratch / "log.parquet", scratch / "items.parquet"
     elif config.source == "movielens-1m":
@@ -86,6 +140,11 @@ def _materialize_source(
     else:
         return config, facts
     return replace(config, log=str(log_path), items=str(items_path)), facts
+
+
+def _keeps_all(config: PrepareConfig) -> bool:
+    dropped = config.k_core > 1 or config.min_length > SHORTEST or config.cold_items > 0
+    return config.split == LeaveOneOut() and not dropped
 
 
 def _group(

@@ -109,6 +109,17 @@ def read_batches(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         raise ValueError(f"{location} cannot be read ({_first_line(error)})") from None
 
 
+def read_bytes(location: str) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    system, path = _open(location)
+    with system.open_input_stream(path, compression=None) as stream:
+        return stream.read()
+
+
 def read_table(location: str, text_columns: Sequence[str] = ()) -> pa.Table:
     """Returns all rows of a file or folder, with types as found but for `text_columns`.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from recsys.data.content import ContentConfig
 from recsys.data.split import LeaveOneOut, Split
 from recsys.data.synthetic import SyntheticConfig
 
@@ -40,12 +41,21 @@ class PrepareConfig:
     """Users with fewer interactions are dropped."""
     split: Split = field(default_factory=LeaveOneOut)
     """What is for training, validation and test."""
+    cold_items: float = 0.0
+    """Share of the items that training never meets: their events are taken out of it, and stay as
+    targets of validation and test."""
+    cold_seed: int = 0
+    """Seed of which items those are."""
+    content: ContentConfig = field(default_factory=ContentConfig)
+    """Features of item text, images and embeddings."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """The built-in log."""
 
     def __post_init__(self) -> None:
         if self.k_core < 0 or self.min_length < 1:
             raise ValueError("k_core must be at least 0 and min_length at least 1")
+        if not 0 <= self.cold_items < 1:
+            raise ValueError(f"cold_items must be in [0, 1), not {self.cold_items}")
 
     def resolved(self) -> "PrepareConfig":
         """Returns the config with the source that is meant: a log that is given is the one used.

@@ -1,5 +1,6 @@
 """The one place where external item ids meet row numbers: `items.parquet`."""
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,18 @@ def read_item_table(table: pa.Table, item_column: str) -> pa.Table:
     return pa.table({ITEM: ids, **others})
 
 
+def align(item_ids: pa.Array, table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Returns columns of the item table for `item_ids`, in their order; null where it has none."""
+    rows = pc.index_in(item_ids, value_set=table[ITEM].combine_chunks(), skip_nulls=True)
+    return pa.table({name: table[name].take(rows) for name in columns})
+
+
 def write_items(
-    path: Path, item_ids: pa.Array, counts_V: np.ndarray, table: pa.Table | None
+    path: Path,
+    item_ids: pa.Array,
+    counts_V: np.ndarray,
+    table: pa.Table | None,
+    leave_out: Collection[str] = (),
 ) -> None:
     """Writes `items.parquet`: row 0 is padding, row i the item of index i.
 
@@ -49,12 +60,11 @@ def write_items(
         item_ids: external ids of the items 1, 2, ...
         counts_V: how often each item occurs in training, with the padding row.
         table: the item table, whose other columns are taken along.
+        leave_out: but for these.
     """
     ids = pa.concat_arrays([pa.nulls(1, pa.string()), item_ids])
     columns = {ITEM: ids, POPULARITY: pa.array(counts_V, pa.int64())}
     if table is not None:
-        rows = pc.index_in(ids, value_set=table[ITEM].combine_chunks(), skip_nulls=True)
-        for name in table.column_names:
-            if name not in columns:
-                columns[name] = table[name].combine_chunks().take(rows)
+        wanted = [n for n in table.column_names if n not in columns and n not in leave_out]
+        columns |= dict(zip(wanted, align(ids, table, wanted).columns, strict=True))
     pq.write_table(pa.table(columns), path)

@@ -76,10 +76,35 @@ def accuracy(
     """
     return {
         **metrics_of(ranking, dataset.num_items_with_padding - 1, seed=seed),
+        **_cold_and_warm(ranking, dataset, split, seed),
         "protocol": PROTOCOL_WITH_SEEN if keep_seen else PROTOCOL,
         "split": split,
         "seed": seed,
     }
+
+
+def _cold_and_warm(
+    ranking: Ranking, dataset: Dataset, split: Split, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Returns the metrics of targets that training has never met, and of the others apart; nothing
+    where all targets are of one kind."""
+    index_U = dict(zip(*dataset.targets(split), strict=True))
+    target_U = [dataset.history(user)[index_U[user]] for user in ranking.users_U]
+    cold_U = dataset.item_counts_V[target_U] == 0
+    if cold_U.all() or not cold_U.any():
+        return {}
+    return {
+        "cold": _short_metrics(ranking.ranks_U[cold_U], seed),
+        "warm": _short_metrics(ranking.ranks_U[~cold_U], seed),
+    }
+
+
+def _short_metrics(ranks_U: np.ndarray, seed: int) -> dict[str, Any]:
+    report: dict[str, Any] = {"num_users": len(ranks_U)}
+    for name, values_U in (("ndcg@10", ndcg(ranks_U, 10)), ("hr@10", hit_rate(ranks_U, 10))):
+        report[name] = float(values_U.mean())
+        report[f"{name}_interval"] = list(bootstrap_interval(values_U, seed=seed))
+    return report
 
 
 def evaluate_scorer(

@@ -1,6 +1,7 @@
 """The union of model configs, building what they describe, and its way to disk and back."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,30 @@ from recsys.models.ensemble import Ensemble, EnsembleConfig
 from recsys.models.gru import GRU, GRUConfig
 from recsys.models.hstu import HSTU, HSTUConfig
 from recsys.models.interface import SequenceModel
+from recsys.models.item_table import ItemContent
 from recsys.models.transformer import Transformer, TransformerConfig
 
 ModelConfig = TransformerConfig | HSTUConfig | GRUConfig | EnsembleConfig
 """Every kind of model there is; a new one adds its config here and its case to `build`."""
 StudentConfig = TransformerConfig | GRUConfig
 """The kinds that can be compressed and served."""
-ITEM_ROWS = ("item_embedding.weight", "item_embedding.codes_VR")
-"""Endings of the names of weights that have a row an item."""
+ITEM_ROWS = ("item_embedding.weight", "ids.weight", "codes_VR")
+"""Endings of the names of an item table's weights that have a row an item."""
 
 
-def build(config: ModelConfig, num_items_with_padding: int) -> SequenceModel:
-    """Returns a model with fresh weights drawn from torch's random state."""
+def build(
+    config: ModelConfig, num_items_with_padding: int, content: ItemContent | None = None
+) -> SequenceModel:
+    """Returns a model with fresh weights drawn from torch's random state.
+
+    Args:
+        content: of the kinds that `config` names, if it names any.
+    """
     match config:
         case TransformerConfig():
-            return Transformer(config, num_items_with_padding)
+            if config.content and content is None:
+                raise ValueError("a model with content is built from content")
+            return Transformer(config, num_items_with_padding, content)
         case HSTUConfig():
             return HSTU(config, num_items_with_padding)
         case GRUConfig():
@@ -45,6 +55,20 @@ def join(members: Sequence[SequenceModel]) -> Ensemble:
     if any(isinstance(member, Ensemble) for member in members):
         raise ValueError("an ensemble cannot be a member of another: name its members")
     return Ensemble(EnsembleConfig(members=tuple(m.config for m in members)), members)
+
+
+def without_content(model: SequenceModel) -> SequenceModel:
+    """Returns a model of the same scores whose item table is dense, content summed into it."""
+    if not (isinstance(model, Transformer) and model.config.content):
+        return model
+    model.eval()
+    state = {k: w for k, w in model.state_dict().items() if not k.startswith("item_embedding.")}
+    state["item_embedding.weight"] = model.item_table().detach()
+    config = replace(model.config, content=(), item_rank=None)
+    plain = build(config, len(model.item_table()))
+    plain.load_state_dict(state)
+    plain.eval()
+    return plain
 
 
 def save(
@@ -89,8 +113,22 @@ def load_model(directory: Path) -> SequenceModel:
     verify_model(directory)
     config = from_json(ModelConfig, read_model_config(directory)["model"])
     weights = {name: torch.from_numpy(w) for name, w in load_weights(directory).items()}
-    tables = (w for name, w in weights.items() if name.endswith(ITEM_ROWS))
-    model = build(config, len(next(tables)))
+    model = _of_shapes(config, weights)
     model.load_state_dict(weights)
     model.eval()
     return model
+
+
+def _of_shapes(config: ModelConfig, weights: Mapping[str, torch.Tensor], prefix: str = ""):
+    """Returns a model that the weights fit; those of an ensemble's member have a prefix."""
+    if isinstance(config, EnsembleConfig):
+        members = enumerate(config.members)
+        return Ensemble(config, [_of_shapes(m, weights, f"members.{i}.") for i, m in members])
+    table = f"{prefix}item_embedding."
+    rows = next(
+        w for name, w in weights.items() if name.startswith(table) and name.endswith(ITEM_ROWS)
+    )
+    content = None
+    if isinstance(config, TransformerConfig) and config.content:
+        content = ItemContent(*(weights[table + name] for name in ItemContent._fields))
+    return build(config, len(rows), content)

@@ -74,7 +74,13 @@ class SequenceModel(Protocol):
 
 
 def torch_scorer(model: SequenceModel) -> Callable[..., np.ndarray]:
-    """Returns a `recsys.evaluate.ranking.Scorer` that runs `model` without dropout."""
+    """Returns a `recsys.evaluate.ranking.Scorer` that runs `model` as it is, without dropout.
+
+    The item table is computed once.
+    """
+    model.eval()
+    with torch.inference_mode():
+        table_VD = model.item_table()
 
     @torch.inference_mode()
     def score(
@@ -84,7 +90,6 @@ def torch_scorer(model: SequenceModel) -> Callable[..., np.ndarray]:
         if times is not None:
             padded = (*padded, pad_times(times, model.config.max_length))
         model.eval()
-        table_VD = model.item_table()
         state_BD = model.last_state(*(torch.from_numpy(a).to(table_VD.device) for a in padded))
         return (state_BD @ table_VD.T).cpu().numpy()
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from recsys.config import require_at_least
+from recsys.data.content import Kind
 from recsys.models.interface import PackedRows
-from recsys.models.item_table import item_table
+from recsys.models.item_table import ItemContent, item_table
 from recsys.models.layers import Block, Dropout, causal_within, rotary_angles
 
 
@@ -37,23 +38,37 @@ class TransformerConfig:
     """Rank of every linear map; none for dense ones."""
     item_rank: int | None = None
     """Rank of the item table; none for a dense one."""
+    content: tuple[Kind, ...] = ()
+    """Kinds of the dataset's item content that join the items' vectors; for teachers: students and
+    what is served have one table, into which these are summed."""
+    id_dropout: float = 0.5
+    """Share of the ids left out in training where there is content, so that it learns to stand
+    alone."""
 
     def __post_init__(self) -> None:
-        sizes = {name: value for name, value in vars(self).items() if name != "dropout"}
-        require_at_least(1, **sizes)
+        others = ("dropout", "content", "id_dropout")
+        require_at_least(1, **{k: v for k, v in vars(self).items() if k not in others})
         if self.head_width % 2:
             raise ValueError(f"head_width must be even, not {self.head_width}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        for name in ("dropout", "id_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
 
 
 class Transformer(nn.Module):
     """Encodes histories into states that score every item by a dot product."""
 
-    def __init__(self, config: TransformerConfig, num_items_with_padding: int):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        num_items_with_padding: int,
+        content: ItemContent | None = None,
+    ):
         super().__init__()
         self.config = config
-        self.item_embedding = item_table(num_items_with_padding, config.width, config.item_rank)
+        self.item_embedding = item_table(
+            num_items_with_padding, config.width, config.item_rank, content, config.id_dropout
+        )
         self.blocks = nn.ModuleList(
             Block(
                 width=config.width,

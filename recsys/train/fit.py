@@ -1,5 +1,6 @@
 """One training task from end to end, as a value that can be sent to workers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -7,11 +8,13 @@ from typing import NamedTuple, TextIO
 import torch
 import torch.distributed as dist
 
+from recsys.data.content import Kind, load_content
 from recsys.data.sequences import Dataset
 from recsys.evaluate.metrics import ndcg
 from recsys.evaluate.ranking import rank_targets
-from recsys.models import ModelConfig, build, load_model
+from recsys.models import ModelConfig, TransformerConfig, build, load_model
 from recsys.models.interface import SequenceModel, torch_scorer
+from recsys.models.item_table import ItemContent
 from recsys.train.loop import Checkpoints, FileCheckpoints, TrainConfig, Workers, train
 from recsys.train.objective import Objective, next_item
 
@@ -54,7 +57,20 @@ def start_model(task: Task, dataset: Dataset) -> SequenceModel:
     if task.initial is not None:
         return load_model(task.initial)
     torch.manual_seed(task.train.seed)
-    return build(task.model, dataset.num_items_with_padding)
+    content = None
+    if isinstance(task.model, TransformerConfig) and task.model.content:
+        content = item_content(dataset, task.model.content)
+    return build(task.model, dataset.num_items_with_padding, content)
+
+
+def item_content(dataset: Dataset, kinds: Sequence[Kind]) -> ItemContent:
+    """Returns what the dataset knows of its items besides their ids.
+
+    Raises:
+        ValueError: it has no content of some kind.
+    """
+    features_VF = load_content(dataset.path, kinds)
+    return ItemContent(torch.from_numpy(features_VF), torch.from_numpy(dataset.item_counts_V > 0))
 
 
 def fit(

@@ -39,7 +39,9 @@ def shard(model: SequenceModel, device: torch.device) -> DeviceMesh:
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     table = model.get_submodule("item_embedding")
     if not isinstance(table, DenseItemTable):
-        raise ValueError("sharded training needs a dense item table: leave item_rank out")
+        raise ValueError(
+            "sharded training needs a dense item table: leave item_rank and content out"
+        )
     sharded = ShardedItemTable(table, mesh, device)
     model.item_embedding = sharded
     for blocks in [m for m in model.modules() if isinstance(m, nn.ModuleList)]:

@@ -98,7 +98,8 @@ def test_step_makes_a_smaller_file_that_answers_like_the_model(
         assert torch.equal(weight, before[name])
     (tmp_path / "before").mkdir()
     export_onnx(model, tmp_path / "before", histories=histories)
-    pq.write_table(pa.table({"item_id": ["a"]}), tmp_path / "items.parquet")
+    ids = [None, *map(str, range(NUM_ITEMS))]
+    pq.write_table(pa.table({"item_id": ids}), tmp_path / "items.parquet")
     save(smaller, tmp_path / "after", items=tmp_path / "items.parquet", role="compressed")
     loaded = load_model(tmp_path / "after")
     assert loaded.config == smaller.config

@@ -8,7 +8,7 @@ import pytest
 from recsys.data import build
 from recsys.data.build import Grouped, build_dataset, core, sort_and_drop_duplicates
 from recsys.data.schema import PrepareConfig
-from recsys.data.sequences import Dataset
+from recsys.data.sequences import Dataset, Sequence
 
 
 def _rows(*rows: tuple, order=None) -> pa.Table:
@@ -82,6 +82,32 @@ def test_dataset_by_hand(tmp_path, monkeypatch, rows_per_file):
     wanted = {"num_users": 3, "num_items": 3, "num_interactions": 6, "num_duplicates": 1, "x": 1}
     assert manifest.items() >= {**wanted, "num_items_never_seen": 1}.items()
     assert len(list(tmp_path.glob("sequences-*"))) == (1 if rows_per_file == 100 else 2)
+
+
+def test_cold_items_leave_training_and_stay_as_targets(tmp_path):
+    # Items are numbered a b c d e; of five, 40 % are two.
+    log = [(user, item, time) for user in "uv" for time, item in enumerate("abcde")]
+    log += [("w", "e", 0), ("w", "a", 1), ("w", "d", 2)]
+    manifest, dataset = _build(tmp_path, PrepareConfig(cold_items=0.4, cold_seed=3), _rows(*log))
+    cold = sorted(build.cold_items(5, 0.4, 3).tolist())
+    assert (manifest["num_cold_items"], len(cold)) == (2, 2)
+    assert cold != sorted(build.cold_items(5, 0.4, 4).tolist())
+    assert set(np.flatnonzero(dataset.item_counts_V == 0)) == {0, *cold}
+    for user, whole in enumerate(([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [5, 1, 4])):
+        training = [item for item in whole[:-2] if item not in cold]
+        assert dataset.history(user).tolist() == training + whole[-2:]
+        assert dataset.train_length_U[user] == len(training)
+        assert dataset.test_index_U[user] == len(training) + 1
+        assert dataset.validation_index_U[user] == (len(training) or -1)
+
+
+def test_cold_items_of_a_sequence_by_hand():
+    sequence = Sequence("u", np.array([4, 1, 4, 2, 4, 3]), np.arange(6), 4, 4, 5)
+    cut = build.without_in_training(sequence, np.array([4]))
+    assert (cut.items.tolist(), cut.timestamps.tolist()) == ([1, 2, 4, 3], [1, 3, 4, 5])
+    assert cut[3:] == (2, 2, 3)
+    assert build.without_in_training(sequence, np.array([3])) is sequence
+    assert build.without_in_training(sequence, np.array([1, 2, 4]))[3:] == (0, -1, 1)
 
 
 def test_nothing_left_is_an_error(tmp_path):

@@ -47,8 +47,10 @@ def write_dataset(
 def make_dataset(tmp_path) -> Callable[..., Dataset]:
     """A function from sequences to an opened dataset."""
 
-    def make(sequences: Sequence[Sequence[int]], num_items: int = NUM_ITEMS) -> Dataset:
-        return Dataset.open(write_dataset(tmp_path / "dataset", sequences, num_items))
+    def make(
+        sequences: Sequence[Sequence[int]], num_items: int = NUM_ITEMS, name: str = "dataset"
+    ) -> Dataset:
+        return Dataset.open(write_dataset(tmp_path / name, sequences, num_items))
 
     return make
 

