@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import compress, distill, evaluate, pipeline, prepare, search, train
+from jobs import compress, distill, ensemble, evaluate, pipeline, prepare, search, train
 from jobs.command import command
 
 ROOT = Path(__file__).parents[1]
@@ -12,6 +12,7 @@ README = (ROOT / "README.md").read_text()
 JOBS = {
     "prepare": prepare.Prepare,
     "train": train.Train,
+    "ensemble": ensemble.Ensemble,
     "distill": distill.Distill,
     "compress": compress.Compress,
     "evaluate": evaluate.Evaluate,
