@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-JOBS = ("prepare", "train", "distill", "compress", "evaluate", "search", "pipeline")
+JOBS = ("prepare", "train", "ensemble", "distill", "compress", "evaluate", "search", "pipeline")
 ADDRESS = "http://127.0.0.1:8265"
 ROOT = Path(__file__).resolve().parents[1]
 EXCLUDES = (

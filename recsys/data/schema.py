@@ -41,6 +41,9 @@ class PrepareConfig:
     """Users with fewer interactions are dropped."""
     split: Split = field(default_factory=LeaveOneOut)
     """What is for training, validation and test."""
+    keep_unseen_items: bool = False
+    """Whether items of the table that nobody has met yet are in the catalogue, too; what is to be
+    recommended of them is up to their content."""
     cold_items: float = 0.0
     """Share of the items that training never meets: their events are taken out of it, and stay as
     targets of validation and test."""

@@ -84,6 +84,15 @@ def test_dataset_by_hand(tmp_path, monkeypatch, rows_per_file):
     assert len(list(tmp_path.glob("sequences-*"))) == (1 if rows_per_file == 100 else 2)
 
 
+def test_items_that_nobody_has_met_are_in_the_catalogue_where_asked(tmp_path):
+    item_table = pa.table({"item_id": ["z", "c", "b", "a"]})
+    config = PrepareConfig(keep_unseen_items=True)
+    manifest, dataset = _build(tmp_path, config, _rows(*LOG), item_table=item_table)
+    assert dataset.item_ids.to_pylist() == [None, "a", "b", "c", "z"]
+    assert dataset.item_counts_V.tolist() == [0, 1, 2, 1, 0]
+    assert (manifest["num_items"], manifest["num_items_never_seen"]) == (4, 0)
+
+
 def test_cold_items_leave_training_and_stay_as_targets(tmp_path):
     # Items are numbered a b c d e; of five, 40 % are two.
     log = [(user, item, time) for user in "uv" for time, item in enumerate("abcde")]
