@@ -23,6 +23,10 @@ SHARED: Variants = {
     **sweep("model.width", 64, 128, 192, 256),
     **sweep("model.num-layers", 1, 2, 3),
     **sweep("train.learning-rate", 5e-4, 1e-3, 2e-3),
+    **sweep("train.ema", 0.99, 0.999),
+    **sweep("loss.label-smoothing", 0.05, 0.1),
+    "sampled softmax": ("--loss.kind", "sampled-softmax"),
+    "gbce": ("--loss.kind", "gbce"),
 }
 VARIANTS = {
     "synthetic": SHARED,

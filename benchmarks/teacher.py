@@ -11,6 +11,8 @@ PRESET: Variants = {"preset": ()}
 VARIANTS = {
     "synthetic": PRESET,
     "movielens-1m": PRESET,
+    "movielens-1m-time": PRESET,
+    "amazon-sports": PRESET,
     "amazon-beauty": PRESET,
 }
 

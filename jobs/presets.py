@@ -147,6 +147,10 @@ AMAZON_BEAUTY = Preset(
     ),
 )
 
+AMAZON_SPORTS = replace(
+    AMAZON_BEAUTY, description="Amazon Sports 2014, a shop: short histories, sparse."
+)
+
 AMAZON_MULTI = Preset(
     description="Six Amazon shops in one: 125 thousand items.",
     prepare=PrepareConfig(source="log"),
@@ -163,5 +167,6 @@ PRESETS = {
     "movielens-1m": MOVIELENS_1M,
     "movielens-1m-time": MOVIELENS_1M_TIME,
     "amazon-beauty": AMAZON_BEAUTY,
+    "amazon-sports": AMAZON_SPORTS,
     "amazon-multi": AMAZON_MULTI,
 }
