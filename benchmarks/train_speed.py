@@ -252,7 +252,7 @@ Measured = tuple[dict[str, tuple[float, str]], dict[str, str]]
 def _speed(seen: dict[str, Any]) -> Measured:
     rate = seen["num_targets"] / seen["seconds"]
     return {
-        "positions_per_second": (rate, "1/s"),
+        "tokens_per_second": (rate, "1/s"),
         "peak_memory_mib": (seen["peak_memory_mib"], "MiB"),
     }, seen["versions"]
 
@@ -298,9 +298,9 @@ def markdown(rows: Sequence[Row]) -> str:
             if (row.system, row.variant) == (system, variant)
         }
         name = f"{system}, {variant}"
-        if "positions_per_second" in of:
+        if "tokens_per_second" in of:
             memory = statistics.median(of["peak_memory_mib"])
-            speed.append([name, _median_and_range(of["positions_per_second"]), f"{memory:,.0f}"])
+            speed.append([name, _median_and_range(of["tokens_per_second"]), f"{memory:,.0f}"])
         if "seconds_to_it" in of:
             value, seconds = of["validation_ndcg@10"][0], of["seconds_to_it"][0]
             quality.append([name, f"{value:.4f}", f"{seconds:,.0f}"])

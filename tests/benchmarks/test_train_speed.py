@@ -112,7 +112,7 @@ def test_the_quick_benchmark_measures_what_is_not_measured_yet(
     assert asked == [("recsys", 0, []), ("rectools", 0, []), ("recsys", 1, []), ("rectools", 1, [])]
     bench.run()
     assert len(asked) == 4
-    assert values_of(results.rows(), "positions_per_second") == [15.0] * 4
+    assert values_of(results.rows(), "tokens_per_second") == [15.0] * 4
     assert "| rectools, defaults, d=64 L=50 | 15 (15-15) | 100 |" in train_speed.markdown(
         results.rows()
     )
