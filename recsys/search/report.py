@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from recsys.evaluate.report import readable_bytes
 from recsys.search.pareto import ACCURACY, LATENCY, SIZE
@@ -70,6 +71,9 @@ def _draw(
             name, (0.01, value), xycoords=("axes fraction", "data"), fontsize=8, va="bottom"
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
