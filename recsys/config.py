@@ -42,6 +42,13 @@ def require_at_least(least: int, **settings: int | None) -> None:
             raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
+def require_below_one(**shares: float) -> None:
+    """Raises a ValueError that names the first of `shares` that is not in [0, 1)."""
+    for name, value in shares.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), not {value}")
+
+
 def _build(cls: type, values: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     for key in values:

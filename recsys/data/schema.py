@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from recsys.config import require_below_one
 from recsys.data.content import ContentConfig
 from recsys.data.split import LeaveOneOut, Split
 from recsys.data.synthetic import SyntheticConfig
@@ -57,8 +58,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if self.k_core < 0 or self.min_length < 1:
             raise ValueError("k_core must be at least 0 and min_length at least 1")
-        if not 0 <= self.cold_items < 1:
-            raise ValueError(f"cold_items must be in [0, 1), not {self.cold_items}")
+        require_below_one(cold_items=self.cold_items)
 
     def resolved(self) -> "PrepareConfig":
         """Returns the config with the source that is meant: a log that is given is the one used.

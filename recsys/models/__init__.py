@@ -63,9 +63,9 @@ def without_content(model: SequenceModel) -> SequenceModel:
         return model
     model.eval()
     state = {k: w for k, w in model.state_dict().items() if not k.startswith("item_embedding.")}
-    state["item_embedding.weight"] = model.item_table().detach()
-    config = replace(model.config, content=(), item_rank=None)
-    plain = build(config, len(model.item_table()))
+    table_VD = model.item_table().detach()
+    state["item_embedding.weight"] = table_VD
+    plain = build(replace(model.config, content=(), item_rank=None), len(table_VD))
     plain.load_state_dict(state)
     plain.eval()
     return plain

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recsys.config import require_at_least
+from recsys.config import require_at_least, require_below_one
 from recsys.models.interface import PackedRows
-from recsys.models.item_table import item_table
+from recsys.models.item_table import TiedItems, item_table
 from recsys.models.layers import Dropout
 
 
@@ -36,11 +36,10 @@ class GRUConfig:
     def __post_init__(self) -> None:
         sizes = {name: value for name, value in vars(self).items() if name != "dropout"}
         require_at_least(1, **sizes)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        require_below_one(dropout=self.dropout)
 
 
-class GRU(nn.Module):
+class GRU(TiedItems):
     """Encodes histories into states that score every item by a dot product."""
 
     def __init__(self, config: GRUConfig, num_items_with_padding: int):
@@ -72,14 +71,6 @@ class GRU(nn.Module):
         x_BLH, _ = self.layers(self.embedding_norm(self.item_embedding(history_BL)))
         last_BH = x_BLH[torch.arange(len(length_B), device=length_B.device), length_B - 1]
         return self.norm(self.output(last_BH))
-
-    def item_table(self) -> Tensor:
-        """Returns table_VD; scores are state_BD @ table_VD.T."""
-        return self.item_embedding.table()
-
-    def item_vectors(self, items: Tensor) -> Tensor:
-        """Returns the table's rows of `items`."""
-        return self.item_embedding(items)
 
     def _layer(self, layer: int, x_BLD: Tensor, goes_on_BL1: Tensor, rows: PackedRows) -> Tensor:
         """Returns states_BLH of one layer, by the formulas of torch.nn.GRU."""

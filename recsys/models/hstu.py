@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from recsys.config import require_at_least
+from recsys.config import require_at_least, require_below_one
 from recsys.models.interface import PackedRows
-from recsys.models.item_table import item_table
+from recsys.models.item_table import TiedItems, item_table
 from recsys.models.layers import Dropout, causal_within
 
 NUM_TIME_BUCKETS = 64
@@ -45,11 +45,10 @@ class HSTUConfig:
     def __post_init__(self) -> None:
         others = ("dropout", "time")
         require_at_least(1, **{name: v for name, v in vars(self).items() if name not in others})
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        require_below_one(dropout=self.dropout)
 
 
-class HSTU(nn.Module):
+class HSTU(TiedItems):
     """Encodes histories and their times into states that score every item by a dot product."""
 
     def __init__(self, config: HSTUConfig, num_items_with_padding: int):
@@ -96,14 +95,6 @@ class HSTU(nn.Module):
             )
         )
         return states_BLD[torch.arange(len(length_B), device=length_B.device), length_B - 1]
-
-    def item_table(self) -> Tensor:
-        """Returns table_VD; scores are state_BD @ table_VD.T."""
-        return self.item_embedding.table()
-
-    def item_vectors(self, items: Tensor) -> Tensor:
-        """Returns the table's rows of `items`."""
-        return self.item_embedding(items)
 
 
 def time_bucket(seconds: Tensor) -> Tensor:

@@ -94,6 +94,20 @@ class ContentItemTable(nn.Module):
         return self.adapter(features.to(self.adapter.weight.dtype)) + ids * has_id[..., None]
 
 
+class TiedItems(nn.Module):
+    """An encoder whose item table, `item_embedding`, serves input and output alike."""
+
+    item_embedding: DenseItemTable | LowRankItemTable | ContentItemTable
+
+    def item_table(self) -> Tensor:
+        """Returns table_VD; scores are state_BD @ table_VD.T."""
+        return self.item_embedding.table()
+
+    def item_vectors(self, items: Tensor) -> Tensor:
+        """Returns the table's rows of `items`."""
+        return self.item_embedding(items)
+
+
 def item_table(
     num_items_with_padding: int,
     width: int,

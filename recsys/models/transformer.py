@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recsys.config import require_at_least
+from recsys.config import require_at_least, require_below_one
 from recsys.data.content import Kind
 from recsys.models.interface import PackedRows
-from recsys.models.item_table import ItemContent, item_table
+from recsys.models.item_table import ItemContent, TiedItems, item_table
 from recsys.models.layers import Block, Dropout, causal_within, rotary_angles
 
 
@@ -50,12 +50,10 @@ class TransformerConfig:
         require_at_least(1, **{k: v for k, v in vars(self).items() if k not in others})
         if self.head_width % 2:
             raise ValueError(f"head_width must be even, not {self.head_width}")
-        for name in ("dropout", "id_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        require_below_one(dropout=self.dropout, id_dropout=self.id_dropout)
 
 
-class Transformer(nn.Module):
+class Transformer(TiedItems):
     """Encodes histories into states that score every item by a dot product."""
 
     def __init__(
@@ -113,14 +111,6 @@ class Transformer(nn.Module):
             x_BLD = block(x_BLD, cos, sin, allowed)
         x_B1D = self.blocks[-1](x_BLD, cos, sin, allowed, length_B - 1)
         return self.norm(x_B1D[:, 0])
-
-    def item_table(self) -> Tensor:
-        """Returns table_VD; scores are state_BD @ table_VD.T."""
-        return self.item_embedding.table()
-
-    def item_vectors(self, items: Tensor) -> Tensor:
-        """Returns the table's rows of `items`."""
-        return self.item_embedding(items)
 
     def _embed(self, items_BL: Tensor) -> Tensor:
         return self.dropout(self.embedding_norm(self.item_embedding(items_BL)))

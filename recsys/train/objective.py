@@ -99,8 +99,6 @@ class NextItem:
         if self.config.kind == "softmax":
             table_VD, share = model.item_table(), self.config.label_smoothing
             loss = softmax_cross_entropy(states_ND, table_VD, targets_N)
-            if share == 0:
-                return loss
             if isinstance(table_VD, SharedTable):
                 raise ValueError("label smoothing needs the whole table: leave it or sharded out")
             return loss + share * smoothing(states_ND, table_VD, targets_N, positives_ND)
@@ -119,12 +117,16 @@ class NextItem:
             calibration=self.config.calibration,
         )
 
+    @cached_property
+    def _cumulative_V(self) -> Tensor:
+        return self.probability_V.cumsum(0)
+
     def _draw(self, count: int) -> Tensor:
-        cumulative_V = self.probability_V.cumsum(0)
-        places_M = torch.rand(count, dtype=torch.float64) * cumulative_V[-1]
-        return torch.searchsorted(cumulative_V, places_M, right=True)
+        places_M = torch.rand(count, dtype=torch.float64) * self._cumulative_V[-1]
+        return torch.searchsorted(self._cumulative_V, places_M, right=True)
 
 
 def objective(config: LossConfig, dataset: Path) -> Objective:
     """Returns the objective of a loss on a dataset; the plain one where that is what is asked."""
-    return next_item if config == LossConfig() else NextItem(config, dataset)
+    plain = config.kind == "softmax" and config.label_smoothing == 0
+    return next_item if plain else NextItem(config, dataset)
