@@ -28,7 +28,9 @@ class System(NamedTuple):
 
 RECSYS = System("recsys")
 # Arrow and tqdm are for reading the dataset and ranking it with recsys's own code.
-RECTOOLS = System("rectools", ("torch==2.13.0", "rectools[torch]==0.19.0", "pyarrow>=20", "tqdm"))
+RECTOOLS = System(
+    "rectools", ("torch==2.13.0", "rectools[torch]==0.19.0", "pyarrow>=20,<22", "tqdm")
+)
 # Later versions of NumPy, pandas and SciPy lack functions that RecBole 1.2.1 calls.
 RECBOLE = System(
     "recbole",

@@ -1,7 +1,9 @@
 """Losses as pure functions of tensors. All return sums, so that workers can add them up."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from functools import reduce
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-CHUNK = 256  # training positions whose scores over the catalogue are in memory at a time
+CHUNK = 128  # training positions whose scores over the catalogue are in memory at a time
 PADDING = 0
 
 
@@ -157,6 +159,16 @@ def cross_entropy(
     return _CrossEntropy.apply(states_ND, table_VD, labels)
 
 
+@contextlib.contextmanager
+def compiled(on: bool = True) -> Iterator[None]:
+    """Has torch.compile fuse what `cross_entropy` does to the scores of a chunk, if `on`."""
+    before = _compiles.set(on)
+    try:
+        yield
+    finally:
+        _compiles.reset(before)
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states_ND: Tensor, table_VD: Tensor, labels: Sequence[SoftLabels]):
@@ -168,11 +180,17 @@ class _CrossEntropy(torch.autograd.Function):
         states_gradient_ND, table_gradient_VD = map(torch.zeros_like, (states_ND, table_VD))
         for at in range(0, len(states_ND), CHUNK):
             part = slice(at, at + CHUNK)
-            scores_CV = (rounded_ND[part] @ rounded_VD.T).float()
-            chunk = [SoftLabels(i[part], w[part], temperature) for i, w, temperature in labels]
-            terms = (_loss_and_gradient(scores_CV, label) for label in chunk)
-            losses, gradients_CV = zip(*terms, strict=True)
-            total += sum(losses)
+            scores_CV = rounded_ND[part] @ rounded_VD.T
+            gradients_CV = []
+            for items_NK, weights_NK, temperature in labels:
+                label = SoftLabels(items_NK[part], weights_NK[part], temperature)
+                # The last chunk has another size every time: not worth a kernel of its own.
+                fused = _compiles.get() and len(scores_CV) == CHUNK
+                loss, gradient_CV = (_normalize_compiled if fused else _normalize)(scores_CV, label)
+                gradients_CV.append(
+                    gradient_CV.scatter_add_(1, label.items_NK, label.weights_NK / -temperature)
+                )
+                total += loss
             gradient_CV = reduce(Tensor.add_, gradients_CV).to(dtype)
             states_gradient_ND[part] = gradient_CV @ rounded_VD
             table_gradient_VD += gradient_CV.T @ rounded_ND[part]
@@ -185,11 +203,20 @@ class _CrossEntropy(torch.autograd.Function):
         return states_gradient_ND * gradients[0], table_gradient_VD * gradients[0], None
 
 
-def _loss_and_gradient(scores_CV: Tensor, labels: SoftLabels) -> tuple[Tensor, Tensor]:
-    """Returns a chunk's loss and its derivative by the scores, (softmax sum_k w_k - w) / T."""
+def _normalize(scores_CV: Tensor, labels: SoftLabels) -> tuple[Tensor, Tensor]:
+    """Returns a chunk's loss and, of its derivative by the scores, softmax sum_k w_k / T.
+
+    The exponential of a score is taken once: a log_softmax and its exp would take it twice.
+    """
     items_CK, weights_CK, temperature = labels
-    logs_CV = (scores_CV / temperature if temperature != 1 else scores_CV).log_softmax(dim=-1)
-    loss = -(weights_CK * logs_CV.gather(1, items_CK)).sum()
-    gradient_CV = logs_CV.exp_().mul_(weights_CK.sum(dim=1, keepdim=True))
-    gradient_CV.scatter_add_(1, items_CK, -weights_CK)
-    return loss, gradient_CV.div_(temperature) if temperature != 1 else gradient_CV
+    scores_CV = scores_CV.float() / temperature if temperature != 1 else scores_CV.float()
+    highest_C1 = scores_CV.amax(dim=1, keepdim=True)
+    exponentials_CV = (scores_CV - highest_C1).exp_()
+    sums_C1 = exponentials_CV.sum(dim=1, keepdim=True)
+    logs_CK = scores_CV.gather(1, items_CK) - highest_C1 - sums_C1.log()
+    shares_C1 = weights_CK.sum(dim=1, keepdim=True) / (sums_C1 * temperature)
+    return -(weights_CK * logs_CK).sum(), exponentials_CV.mul_(shares_C1)
+
+
+_compiles = ContextVar("_compiles", default=False)
+_normalize_compiled = torch.compile(_normalize, dynamic=False)

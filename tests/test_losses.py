@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch.nn import functional
 from recsys import losses
 
 LOG = math.log
+COMPILER = shutil.which("c++") or shutil.which("g++")
 
 
 def test_softmax_cross_entropy_by_hand():
@@ -53,7 +55,11 @@ def test_temperature_softens_both_sides_and_keeps_the_scale():
     torch.testing.assert_close(loss, expected)
 
 
-def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
+@pytest.mark.parametrize(
+    "fused",
+    [False, pytest.param(True, marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler"))],
+)
+def test_chunks_change_neither_loss_nor_gradient(fused, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK", 7)
     states_ND, table_VD, targets_N, items_NK, scores_NK = _random()
     states_ND.requires_grad_()
@@ -68,15 +74,16 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
         1, items_NK
     )
     everywhere = functional.cross_entropy(logits_NV, targets_N, reduction="sum")
-    pairs = [
-        (losses.softmax_cross_entropy(states_ND, table_VD, targets_N), hard),
-        (
-            losses.hard_and_soft_cross_entropy(
-                states_ND, table_VD, targets_N, items_NK, scores_NK, **settings
+    with losses.compiled(fused):
+        pairs = [
+            (losses.softmax_cross_entropy(states_ND, table_VD, targets_N), hard),
+            (
+                losses.hard_and_soft_cross_entropy(
+                    states_ND, table_VD, targets_N, items_NK, scores_NK, **settings
+                ),
+                0.7 * everywhere - 0.3 * 4 * soft_NK.sum(),
             ),
-            0.7 * everywhere - 0.3 * 4 * soft_NK.sum(),
-        ),
-    ]
+        ]
     for chunked, plain in pairs:
         torch.testing.assert_close(chunked, plain)
         ours, expected = (

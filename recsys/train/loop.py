@@ -21,6 +21,7 @@ from tqdm import tqdm
 from recsys.config import require_at_least
 from recsys.data.batches import Batches
 from recsys.data.sequences import Dataset
+from recsys.losses import compiled
 from recsys.models.interface import SequenceModel
 from recsys.train.objective import Objective, to_tensors
 
@@ -412,7 +413,8 @@ def _settings(config: TrainConfig) -> Iterator[None]:
     # Medium picks oneDNN's kernels: twice as fast as MKL's on AMD, and float32 still, without AMX.
     torch.set_float32_matmul_precision(config.matmul_precision)
     try:
-        yield
+        with compiled(config.compile):
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
