@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,12 +61,18 @@ def train(system: System, work: Work, flags: Sequence[str] = ()) -> dict[str, An
         subprocess.CalledProcessError: it failed, and has said why.
     """
     runner = f"benchmarks.systems.train_{system.name}"
-    outcome = subprocess.run(
-        [python_of(system), "-m", runner, json.dumps(to_json(work)), *flags],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(work.num_threads)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
+    # In a directory of its own, for systems that leave logs where they run.
+    with tempfile.TemporaryDirectory() as directory:
+        outcome = subprocess.run(
+            [python_of(system), "-m", runner, json.dumps(to_json(work)), *flags],
+            cwd=directory,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": str(work.num_threads),
+            },
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
     return json.loads(outcome.stdout.splitlines()[-1])

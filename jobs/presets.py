@@ -86,7 +86,7 @@ MOVIELENS_1M = Preset(
         dropout=0.3,
     ),
     train=TrainConfig(
-        epochs=24, batch_rows=12, learning_rate=1e-3, evaluate_every=3, num_threads=1
+        epochs=24, batch_rows=12, learning_rate=1e-3, evaluate_every=3, num_threads=1, compile=True
     ),
     student=TransformerConfig(
         width=64,
@@ -98,7 +98,7 @@ MOVIELENS_1M = Preset(
         dropout=0.0,
     ),
     train_student=TrainConfig(
-        epochs=16, batch_rows=12, learning_rate=2e-3, evaluate_every=4, num_threads=1
+        epochs=16, batch_rows=12, learning_rate=2e-3, evaluate_every=4, num_threads=1, compile=True
     ),
     search=SearchConfig(
         num_trials=6,
@@ -131,7 +131,7 @@ AMAZON_BEAUTY = Preset(
         dropout=0.5,
     ),
     train=TrainConfig(
-        epochs=30, batch_rows=16, learning_rate=1e-3, evaluate_every=3, num_threads=1
+        epochs=30, batch_rows=16, learning_rate=1e-3, evaluate_every=3, num_threads=1, compile=True
     ),
     student=TransformerConfig(
         width=32,
@@ -143,7 +143,7 @@ AMAZON_BEAUTY = Preset(
         dropout=0.3,
     ),
     train_student=TrainConfig(
-        epochs=24, batch_rows=16, learning_rate=2e-3, evaluate_every=4, num_threads=1
+        epochs=24, batch_rows=16, learning_rate=2e-3, evaluate_every=4, num_threads=1, compile=True
     ),
 )
 
@@ -155,11 +155,13 @@ AMAZON_MULTI = Preset(
     description="Six Amazon shops in one: 125 thousand items.",
     prepare=PrepareConfig(source="log"),
     teacher=TransformerConfig(max_length=50, dropout=0.3),
-    train=TrainConfig(epochs=20, batch_rows=64, learning_rate=1e-3, num_threads=1),
+    train=TrainConfig(epochs=20, batch_rows=64, learning_rate=1e-3, num_threads=1, compile=True),
     student=TransformerConfig(
         width=32, num_layers=1, num_heads=1, feed_forward_width=64, max_length=50, item_rank=16
     ),
-    train_student=TrainConfig(epochs=20, batch_rows=64, learning_rate=2e-3, num_threads=1),
+    train_student=TrainConfig(
+        epochs=20, batch_rows=64, learning_rate=2e-3, num_threads=1, compile=True
+    ),
 )
 
 PRESETS = {

@@ -12,11 +12,12 @@ from jobs.presets import Preset
 from recsys.compress.package import package
 from recsys.data.sequences import Dataset
 from recsys.files import fingerprint, run_stage
-from recsys.models import ModelConfig
-from recsys.train.fit import Fitted, NumWorkers, Task, fit
+from recsys.models import ModelConfig, without_encoder
+from recsys.train.fit import Fitted, NumWorkers, Task, fit, save_encoder
 from recsys.train.loop import TrainConfig
 from recsys.train.objective import LossConfig, objective
 
+TEXT_ENCODER = "text-encoder"
 SCRATCH = ("checkpoint.pt", "checkpoints", "progress")
 
 
@@ -90,10 +91,13 @@ def train_model(
     """
     started = time.perf_counter()
     fitted = train_on(task, directory, num_workers)
+    dataset = Dataset.open(task.dataset)
+    if save_encoder(fitted.model, dataset, directory / TEXT_ENCODER):
+        print(f"the text encoder that has learned: {directory / TEXT_ENCODER}", flush=True)
     package(
-        fitted.model,
+        without_encoder(fitted.model),
         directory,
-        Dataset.open(task.dataset),
+        dataset,
         role=role,
         seed=task.train.seed,
         parents=parents,

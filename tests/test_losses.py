@@ -1,14 +1,13 @@
 import math
-import shutil
 
 import pytest
 import torch
 from torch.nn import functional
 
 from recsys import losses
+from recsys.train.loop import has_compiler
 
 LOG = math.log
-COMPILER = shutil.which("c++") or shutil.which("g++")
 
 
 def test_softmax_cross_entropy_by_hand():
@@ -57,7 +56,10 @@ def test_temperature_softens_both_sides_and_keeps_the_scale():
 
 @pytest.mark.parametrize(
     "fused",
-    [False, pytest.param(True, marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler"))],
+    [
+        False,
+        pytest.param(True, marks=pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")),
+    ],
 )
 def test_chunks_change_neither_loss_nor_gradient(fused, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK", 7)

@@ -27,7 +27,6 @@ from recsys.train.fit import Task, fit
 from recsys.train.loop import TrainConfig
 from recsys.train.objective import TensorBatch, next_item
 
-BATCH_POSITIONS = 2400  # about what the presets of long histories have
 NUM_OPERATORS = 15  # of a profile
 
 
@@ -87,9 +86,8 @@ class ToldByWorkers(Told):
 
 
 def batch_rows(work: Work) -> int:
-    """Returns the rows of a batch, which the workers can share."""
-    rows = -(-BATCH_POSITIONS // work.length)
-    return -(-rows // work.num_threads) * work.num_threads
+    """Returns the default rows of a batch, as many as the workers can share."""
+    return -(-TrainConfig.batch_rows // work.num_threads) * work.num_threads
 
 
 def task_of(work: Work, told: Told, flags: Sequence[str]) -> Task:

@@ -183,6 +183,7 @@ def write_content(
         facts[source.kind] = {
             "columns": list(source.columns),
             "encoder": source.encoder,
+            "max_tokens": config.max_tokens if source.kind == "text" else None,
             "width": found_NF.shape[1],
             "num_without": len(items) - 1 - len(rows),
             "num_broken": len(broken),
@@ -200,6 +201,21 @@ def _describe(kind: Kind, facts: dict[str, Any]) -> str:
     )
 
 
+def facts_of(dataset: Path, kind: Kind) -> dict[str, Any]:
+    """Returns what content.json says of a kind.
+
+    Raises:
+        ValueError: the dataset has no such content.
+    """
+    path = dataset / CONTENT / FACTS
+    known = read_json(path) if path.exists() else {}
+    if kind not in known:
+        raise ValueError(
+            f"{dataset} has no content of kind {kind!r}: prepare it with --content.{kind}-..."
+        )
+    return known[kind]
+
+
 def load_content(dataset: Path, kinds: Sequence[Kind]) -> np.ndarray:
     """Returns features_VF of some kinds of content beside each other, float16.
 
@@ -209,20 +225,21 @@ def load_content(dataset: Path, kinds: Sequence[Kind]) -> np.ndarray:
     Raises:
         ValueError: the dataset has no such content.
     """
-    directory = dataset / CONTENT
-    known = read_json(directory / FACTS) if directory.exists() else {}
     for kind in kinds:
-        if kind not in known:
-            raise ValueError(
-                f"{dataset} has no content of kind {kind!r}: prepare it with --content.{kind}-..."
-            )
+        facts_of(dataset, kind)
+    directory = dataset / CONTENT
     return np.concatenate([_centred(np.load(directory / f"{kind}.npy")) for kind in kinds], axis=1)
 
 
 def _centred(features_VF: np.ndarray) -> np.ndarray:
     has_content_V1 = np.any(features_VF, axis=1, keepdims=True)
-    mean_F = features_VF.sum(axis=0, dtype=np.float32) / has_content_V1.sum()
-    return ((features_VF - mean_F) * has_content_V1).astype(np.float16)
+    return ((features_VF - mean_of(features_VF)) * has_content_V1).astype(np.float16)
+
+
+def mean_of(features_VF: np.ndarray) -> np.ndarray:
+    """Returns mean_F over the items that have something, float32."""
+    num_described = np.any(features_VF, axis=1).sum(dtype=np.float32)
+    return features_VF.sum(axis=0, dtype=np.float32) / num_described
 
 
 def normalized(features_NF: np.ndarray) -> np.ndarray:
@@ -236,13 +253,12 @@ def _sources(config: ContentConfig, items: pa.Table, encode: Callable) -> Iterat
     if config.text_columns:
         from recsys.data.encoders import TextEncoder
 
-        make = partial(
-            TextEncoder, locate(config.text_encoder, "text").absolute(), config.max_tokens
-        )
-        texts = _texts(items, config.text_columns)
-        yield _Source(
-            "text", config.text_columns, config.text_encoder, texts, partial(encode, make)
-        )
+        directory = locate(config.text_encoder, "text").absolute()
+        make = partial(TextEncoder, directory, config.max_tokens)
+        texts = texts_of(items, config.text_columns)
+        # The hub's name holds on any machine; a directory, wherever it is that training starts.
+        named = str(directory) if Path(config.text_encoder).is_dir() else config.text_encoder
+        yield _Source("text", config.text_columns, named, texts, partial(encode, make))
     if config.image_column is not None:
         from recsys.data.encoders import ImageEncoder
 
@@ -255,7 +271,8 @@ def _sources(config: ContentConfig, items: pa.Table, encode: Callable) -> Iterat
         yield _Source("embedding", (config.embedding_column,), None, vectors, _as_features)
 
 
-def _texts(items: pa.Table, columns: Sequence[str]) -> list[str | None]:
+def texts_of(items: pa.Table, columns: Sequence[str]) -> list[str | None]:
+    """Returns the text of every item: its columns, joined; None where there is nothing."""
     rows = zip(*(items[column].to_pylist() for column in columns), strict=True)
     texts = (". ".join(filter(None, map(_as_text, row))) for row in rows)
     return [text or None for text in texts]

@@ -3,41 +3,93 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import transformers
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 
-from recsys.data.content import normalized
+from recsys.data.content import CONTENT, facts_of, locate, mean_of, normalized, texts_of
 from recsys.data.read import read_bytes
+from recsys.data.sequences import ITEMS
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # no format that runs another program
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
+class MeanState(nn.Module):
+    """Tokens to the mean of their states in a text model, of length 1."""
+
+    def __init__(self, model: PreTrainedModel, padding: int):
+        super().__init__()
+        self.model, self.padding = model, padding
+
+    def forward(self, tokens_NT: Tensor) -> Tensor:
+        """Returns features_NF."""
+        mask_NT = tokens_NT != self.padding
+        states_NTF = self.model(tokens_NT, attention_mask=mask_NT.long()).last_hidden_state
+        # A sum: how many tokens there were is lost in the length anyway.
+        return normalize((states_NTF * mask_NT[..., None]).sum(dim=1), dim=-1)
+
+
 class TextEncoder:
-    """Texts to the mean of their tokens' states, of length 1."""
+    """Texts to their features by a `MeanState`."""
 
     def __init__(self, directory: Path, max_tokens: int):
-        self.model, self.tokenizer = _load_model(directory), _load(AutoTokenizer, directory)
+        model, self.tokenizer = _load_model(directory), _load(AutoTokenizer, directory)
+        self.mean_state = MeanState(model, self.tokenizer.pad_token_id)
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
 
-    @torch.inference_mode()
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        tokens = self.tokenizer(
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Returns tokens_NT, cut to the most that is read and padded to the longest."""
+        return self.tokenizer(
             list(texts),
             padding=True,
             truncation=True,
             max_length=self.max_tokens,
             return_tensors="pt",
-        )
-        states_NTF = self.model(**tokens).last_hidden_state
-        # A sum: how many tokens there were is lost in the length anyway.
-        return normalized((states_NTF * tokens["attention_mask"][..., None]).sum(dim=1).numpy())
+        )["input_ids"]
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return normalized(self.mean_state(self.tokens(texts)).numpy())
+
+    def save(self, directory: Path) -> None:
+        """Writes the encoder, its weights as they are now, as a directory that `locate` takes."""
+        self.mean_state.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+
+class ItemTexts(NamedTuple):
+    """The texts of a dataset's items, and what its features of them come from."""
+
+    encoder: TextEncoder
+    tokens_VT: Tensor
+    mean_F: Tensor
+    """Mean of the features, which `load_content` subtracts."""
+
+
+def load_texts(dataset: Path) -> ItemTexts:
+    """Returns the texts behind a dataset's features of text.
+
+    Raises:
+        ValueError: the dataset has no such features, or the encoder is no longer where it was.
+    """
+    facts = facts_of(dataset, "text")
+    encoder = TextEncoder(locate(facts["encoder"], "text"), facts["max_tokens"])
+    texts_V = texts_of(pq.read_table(dataset / ITEMS), facts["columns"])
+    rows = [row for row, text in enumerate(texts_V) if text is not None]
+    found_NT = encoder.tokens([text for text in texts_V if text is not None])
+    tokens_VT = found_NT.new_full((len(texts_V), found_NT.shape[1]), encoder.mean_state.padding)
+    tokens_VT[rows] = found_NT
+    mean_F = mean_of(np.load(dataset / CONTENT / "text.npy"))
+    return ItemTexts(encoder, tokens_VT, torch.from_numpy(mean_F))
 
 
 class ImageEncoder:

@@ -13,7 +13,7 @@ from recsys.models.ensemble import Ensemble, EnsembleConfig
 from recsys.models.gru import GRU, GRUConfig
 from recsys.models.hstu import HSTU, HSTUConfig
 from recsys.models.interface import SequenceModel
-from recsys.models.item_table import ItemContent
+from recsys.models.item_table import ENCODER, ItemContent
 from recsys.models.transformer import Transformer, TransformerConfig
 
 ModelConfig = TransformerConfig | HSTUConfig | GRUConfig | EnsembleConfig
@@ -65,7 +65,20 @@ def without_content(model: SequenceModel) -> SequenceModel:
     state = {k: w for k, w in model.state_dict().items() if not k.startswith("item_embedding.")}
     table_VD = model.item_table().detach()
     state["item_embedding.weight"] = table_VD
-    plain = build(replace(model.config, content=(), item_rank=None), len(table_VD))
+    plain = build(replace(model.config, content=(), num_read=0, item_rank=None), len(table_VD))
+    plain.load_state_dict(state)
+    plain.eval()
+    return plain
+
+
+def without_encoder(model: SequenceModel) -> SequenceModel:
+    """Returns a model of the same scores whose features of text stand, as those of images do."""
+    if not (isinstance(model, Transformer) and model.config.num_read):
+        return model
+    model.eval()
+    model.item_table()  # by the encoder as it is
+    state = {k: w for k, w in model.state_dict().items() if not k.startswith(ENCODER)}
+    plain = _of_shapes(replace(model.config, num_read=0), state)
     plain.load_state_dict(state)
     plain.eval()
     return plain
@@ -130,5 +143,5 @@ def _of_shapes(config: ModelConfig, weights: Mapping[str, torch.Tensor], prefix:
     )
     content = None
     if isinstance(config, TransformerConfig) and config.content:
-        content = ItemContent(*(weights[table + name] for name in ItemContent._fields))
+        content = ItemContent(weights[f"{table}features_VF"], weights[f"{table}trained_V"])
     return build(config, len(rows), content)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recsys.config import require_at_least, require_below_one
 from recsys.models.interface import PackedRows
 from recsys.models.item_table import TiedItems, item_table
-from recsys.models.layers import Dropout
+from recsys.models.layers import Dropout, not_compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class GRU(TiedItems):
         self.norm = nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
 
+    @not_compiled  # a loop over positions
     def encode(self, rows: PackedRows) -> Tensor:
         """Returns states_BLD; the recurrent state starts anew with every sequence of a row.
 

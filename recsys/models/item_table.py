@@ -5,7 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from recsys.models.layers import not_compiled
+
 INITIAL_DEVIATION = 0.02
+NUM_READ_AT_A_TIME = 64  # texts
+ENCODER = "item_embedding.encoder."
+"""What the names of the weights of a text encoder that learns begin with, in any model."""
 
 
 class DenseItemTable(nn.Module):
@@ -43,6 +48,19 @@ class LowRankItemTable(nn.Module):
         return self.codes_VR @ self.basis_RD
 
 
+class ItemText(NamedTuple):
+    """Texts of items and the model that reads them."""
+
+    encoder: nn.Module
+    """tokens_NT to features_NF; padding takes no part."""
+    tokens_VT: Tensor
+    """Tokens of each item's text, int64."""
+    padding: int
+    """The token that fills up shorter texts; nothing else stands where there is no text."""
+    mean_F: Tensor
+    """What was subtracted from the features."""
+
+
 class ItemContent(NamedTuple):
     """What is known of items besides their ids."""
 
@@ -50,6 +68,8 @@ class ItemContent(NamedTuple):
     """Features of text, images and the like; zeros where there are none."""
     trained_V: Tensor
     """Whether training meets the item, bool."""
+    text: ItemText | None = None
+    """Where features of text come first and are to learn: what makes them."""
 
 
 class ContentItemTable(nn.Module):
@@ -78,20 +98,122 @@ class ContentItemTable(nn.Module):
         self.register_buffer("trained_V", content.trained_V)
 
     def forward(self, items_BL: Tensor) -> Tensor:
-        features_BLF, trained_BL = self.features_VF[items_BL], self.trained_V[items_BL]
+        features_BLF, trained_BL = self.features(items_BL)[items_BL], self.trained_V[items_BL]
         vectors_BLD = self._sum(self.ids(items_BL), features_BLF, trained_BL)
         return vectors_BLD * trained_BL[..., None] if self.training else vectors_BLD
 
     def table(self) -> Tensor:
         """Returns table_VD."""
-        table_VD = self._sum(self.ids.table(), self.features_VF, self.trained_V)
+        table_VD = self._sum(self.ids.table(), self.features(), self.trained_V)
         return table_VD * self.trained_V[:, None] if self.training else table_VD
+
+    def features(self, items: Tensor | None = None) -> Tensor:
+        """Returns features_VF of all items; `items` are those that they are first asked for."""
+        return self.features_VF
 
     def _sum(self, ids: Tensor, features: Tensor, has_id: Tensor) -> Tensor:
         if self.training:
             dropped = torch.rand(has_id.shape, device=has_id.device) < self.id_dropout
             has_id = has_id & ~(dropped & features.any(dim=-1))
         return self.adapter(features.to(self.adapter.weight.dtype)) + ids * has_id[..., None]
+
+
+class TextItemTable(ContentItemTable):
+    """A content table whose text encoder learns with the rest.
+
+    Encoding every item in every step would take a thousand times as long as the step. So in a step
+    the encoder reads the texts of a few items anew, half of them drawn from those that the batch
+    asks for and half from the others; all other features stand as they were when the model was last
+    measured. Gradients are weighted by the inverse of an item's chance to be drawn (Horvitz and
+    Thompson, 1952), so that the encoder's is that of the whole catalogue on average: with the
+    batch's items alone it would learn to favour whatever it is shown. The encoder's own dropout
+    stays off, lest features differ from those that stand.
+    """
+
+    def __init__(
+        self,
+        ids: DenseItemTable | LowRankItemTable,
+        width: int,
+        content: ItemContent,
+        id_dropout: float,
+        num_read: int,
+    ):
+        super().__init__(ids, width, content, id_dropout)
+        assert content.text is not None
+        self.encoder, self.padding = content.text.encoder, content.text.padding
+        self.num_read = num_read
+        self.tokens_VT: Tensor
+        self.mean_F: Tensor
+        # What the dataset says is no part of the weights.
+        self.register_buffer("tokens_VT", content.text.tokens_VT, persistent=False)
+        self.register_buffer("mean_F", content.text.mean_F, persistent=False)
+        self._in_step: Tensor | None = None
+        self._stale = False
+
+    def train(self, mode: bool = True) -> "TextItemTable":
+        """Begins a step, or a measurement: the loop says before each which of them it is."""
+        super().train(mode)
+        self.encoder.eval()
+        self._in_step = None
+        self._stale |= mode
+        return self
+
+    @not_compiled  # a few texts, of any length
+    def forward(self, items_BL: Tensor) -> Tensor:
+        return super().forward(items_BL)
+
+    def features(self, items: Tensor | None = None) -> Tensor:
+        """Returns features_VF: in training those that stand, but for a few that are read anew; else
+        all by the encoder as it is."""
+        if self.training:
+            if self._in_step is None:
+                self._in_step = self._read_some(items)
+            return self._in_step
+        if self._stale:
+            self._read_all()
+        return self.features_VF
+
+    def _read_some(self, items: Tensor | None) -> Tensor:
+        readable_V = self._has_text() & self.trained_V
+        asked_V = torch.zeros_like(readable_V)
+        if items is not None:
+            asked_V[items.flatten()] = True
+        drawn, weights = [], []
+        for pool_V in (readable_V & asked_V, readable_V & ~asked_V):
+            pool_N = pool_V.nonzero()[:, 0]
+            items = pool_N[torch.randperm(len(pool_N), device=pool_N.device)[: self.num_read // 2]]
+            drawn.append(items)
+            weights.append(
+                torch.full(items.shape, len(pool_N) / max(len(items), 1)).to(items.device)
+            )
+        items_M, weight_M = torch.cat(drawn), torch.cat(weights)
+        read_MF = self._read(items_M)
+        # The weights are relative: a norm is clipped that other gradients have a part in.
+        weight_M1 = (weight_M / weight_M[:1])[:, None]
+        read_MF = read_MF.detach() + (read_MF - read_MF.detach()) * weight_M1
+        others = self.features_VF[items_M, read_MF.shape[1] :].float()
+        rows_MF = torch.cat([read_MF, others], dim=1)
+        return self.features_VF.float().index_put((items_M,), rows_MF)
+
+    @torch.no_grad()
+    def _read_all(self) -> None:
+        items_N = self._has_text().nonzero()[:, 0]
+        lengths_N = self._lengths(self.tokens_VT[items_N])
+        for items_M in items_N[lengths_N.argsort()].split(NUM_READ_AT_A_TIME):
+            read_MF = self._read(items_M)
+            # In place: a tensor that is made while measuring could not be trained with.
+            self.features_VF[items_M, : read_MF.shape[1]] = read_MF.to(self.features_VF.dtype)
+        self._stale = False
+
+    def _read(self, items_M: Tensor) -> Tensor:
+        tokens_MT = self.tokens_VT[items_M]
+        return self.encoder(tokens_MT[:, : self._lengths(tokens_MT).max()]) - self.mean_F
+
+    def _lengths(self, tokens_NT: Tensor) -> Tensor:
+        return tokens_NT.ne(self.padding).sum(dim=1)
+
+    def _has_text(self) -> Tensor:
+        return self.tokens_VT.ne(self.padding).any(dim=1)
 
 
 class TiedItems(nn.Module):
@@ -114,12 +236,17 @@ def item_table(
     rank: int | None,
     content: ItemContent | None = None,
     id_dropout: float = 0.0,
+    num_read: int = 0,
 ) -> DenseItemTable | LowRankItemTable | ContentItemTable:
     """Returns a dense table, or one of rank `rank` where that is given; with `content`, the sum of
-    it and of features."""
+    it and of features, of which `num_read` texts are read anew in every step of training."""
     ids = (
         DenseItemTable(num_items_with_padding, width)
         if rank is None
         else LowRankItemTable(num_items_with_padding, width, rank)
     )
-    return ids if content is None else ContentItemTable(ids, width, content, id_dropout)
+    if content is None:
+        return ids
+    if num_read:
+        return TextItemTable(ids, width, content, id_dropout, num_read)
+    return ContentItemTable(ids, width, content, id_dropout)

@@ -1,9 +1,18 @@
 """Building blocks of sequence encoders: linear maps, rotary positions, causal attention."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
 import torch
 from torch import Tensor, nn
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 MASKED = -1e4  # finite in bfloat16 and float16 alike, and zero after a softmax
+
+
+def not_compiled(function: Function) -> Function:
+    """Keeps torch.compile out of a function that it would break into pieces or write out."""
+    return cast(Function, torch.compiler.disable(function))
 
 
 class Dropout(nn.Module):

@@ -44,13 +44,20 @@ class TransformerConfig:
     id_dropout: float = 0.5
     """Share of the ids left out in training where there is content, so that it learns to stand
     alone."""
+    num_read: int = 0
+    """Items whose texts each step of training reads anew, so that the text encoder learns, too; 0
+    leaves its features as they were prepared."""
 
     def __post_init__(self) -> None:
-        others = ("dropout", "content", "id_dropout")
+        others = ("dropout", "content", "id_dropout", "num_read")
         require_at_least(1, **{k: v for k, v in vars(self).items() if k not in others})
         if self.head_width % 2:
             raise ValueError(f"head_width must be even, not {self.head_width}")
         require_below_one(dropout=self.dropout, id_dropout=self.id_dropout)
+        if self.num_read < 0 or self.num_read % 2:
+            raise ValueError(f"num_read must be even and at least 0, not {self.num_read}")
+        if self.num_read and self.content[:1] != ("text",):
+            raise ValueError("texts to read need content whose first kind is text")
 
 
 class Transformer(TiedItems):
@@ -65,7 +72,12 @@ class Transformer(TiedItems):
         super().__init__()
         self.config = config
         self.item_embedding = item_table(
-            num_items_with_padding, config.width, config.item_rank, content, config.id_dropout
+            num_items_with_padding,
+            config.width,
+            config.item_rank,
+            content,
+            config.id_dropout,
+            config.num_read,
         )
         self.blocks = nn.ModuleList(
             Block(

@@ -14,7 +14,7 @@ from recsys.evaluate.metrics import ndcg
 from recsys.evaluate.ranking import rank_targets
 from recsys.models import ModelConfig, TransformerConfig, build, load_model
 from recsys.models.interface import SequenceModel, torch_scorer
-from recsys.models.item_table import ItemContent
+from recsys.models.item_table import ItemContent, ItemText, TextItemTable
 from recsys.train.loop import Checkpoints, FileCheckpoints, TrainConfig, Workers, train
 from recsys.train.objective import Objective, next_item
 
@@ -59,18 +59,43 @@ def start_model(task: Task, dataset: Dataset) -> SequenceModel:
     torch.manual_seed(task.train.seed)
     content = None
     if isinstance(task.model, TransformerConfig) and task.model.content:
-        content = item_content(dataset, task.model.content)
+        content = item_content(dataset, task.model.content, learns=task.model.num_read > 0)
     return build(task.model, dataset.num_items_with_padding, content)
 
 
-def item_content(dataset: Dataset, kinds: Sequence[Kind]) -> ItemContent:
+def item_content(dataset: Dataset, kinds: Sequence[Kind], *, learns: bool = False) -> ItemContent:
     """Returns what the dataset knows of its items besides their ids.
+
+    Args:
+        learns: whether with the text encoder, for it to be trained.
 
     Raises:
         ValueError: it has no content of some kind.
     """
-    features_VF = load_content(dataset.path, kinds)
-    return ItemContent(torch.from_numpy(features_VF), torch.from_numpy(dataset.item_counts_V > 0))
+    features_VF = torch.from_numpy(load_content(dataset.path, kinds))
+    trained_V = torch.from_numpy(dataset.item_counts_V > 0)
+    return ItemContent(features_VF, trained_V, _item_text(dataset) if learns else None)
+
+
+def _item_text(dataset: Dataset) -> ItemText:
+    from recsys.data.encoders import load_texts  # slow, and its packages are an extra
+
+    encoder, tokens_VT, mean_F = load_texts(dataset.path)
+    return ItemText(encoder.mean_state, tokens_VT, encoder.mean_state.padding, mean_F)
+
+
+def save_encoder(model: SequenceModel, dataset: Dataset, directory: Path) -> bool:
+    """Writes the text encoder of a model that has taught it, with its tokenizer, as a directory
+    that jobs.prepare takes; returns whether there is one."""
+    table = getattr(model, "item_embedding", None)
+    if not isinstance(table, TextItemTable):
+        return False
+    from recsys.data.encoders import load_texts  # as above
+
+    encoder = load_texts(dataset.path).encoder
+    encoder.mean_state.load_state_dict(table.encoder.state_dict())
+    encoder.save(directory)
+    return True
 
 
 def fit(

@@ -6,7 +6,9 @@ and position: a run that was killed ends with the weights of one that was not.
 
 import contextlib
 import math
+import os
 import resource
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from recsys.data.batches import Batches
 from recsys.data.sequences import Dataset
 from recsys.losses import compiled
 from recsys.models.interface import SequenceModel
+from recsys.models.item_table import ENCODER
 from recsys.train.objective import Objective, to_tensors
 
 if TYPE_CHECKING:
@@ -46,6 +49,8 @@ class TrainConfig:
     """Positions of a packed row; none for the model's max_length."""
     learning_rate: float = 1e-3
     """Peak of the cosine schedule."""
+    encoder_learning_rate: float = 5e-5
+    """The same for a text encoder that learns, which has learned much before."""
     weight_decay: float = 0.01
     """AdamW's decay, of matrices except item tables."""
     warmup: float = 0.05
@@ -67,7 +72,8 @@ class TrainConfig:
     matmul_precision: Literal["highest", "high", "medium"] = "medium"
     """torch.set_float32_matmul_precision of other products; medium rounds to bfloat16 on AMX."""
     compile: bool = False
-    """Whether torch.compile builds the encoder; pays for runs of minutes, needs a C++ compiler."""
+    """Whether torch.compile builds encoder and softmax, where there is a C++ compiler; pays for
+    runs of minutes."""
     num_threads: int | None = None
     """Threads of each worker; none for torch's own choice."""
     sharded: bool = False
@@ -89,8 +95,8 @@ class TrainConfig:
             checkpoint_every=self.checkpoint_every,
             num_threads=self.num_threads,
         )
-        if not (self.learning_rate > 0 and self.clip_norm > 0):
-            raise ValueError("learning_rate and clip_norm must be positive")
+        if not (self.learning_rate > 0 and self.encoder_learning_rate > 0 and self.clip_norm > 0):
+            raise ValueError("learning rates and clip_norm must be positive")
         if not (self.weight_decay >= 0 and 0 <= self.warmup <= 1):
             raise ValueError("weight_decay must be at least 0 and warmup a share of all steps")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -168,6 +174,8 @@ def train(
     Raises:
         ValueError: the loss is not finite, there is nothing to train on, or no such device.
     """
+    if config.compile and not has_compiler() and workers.rank == 0:
+        print("no C++ compiler is found: training is not compiled, and slower", file=sys.stderr)
     run = _Run(model, dataset, config, objective, validate, checkpoints, workers, bar)
     with _settings(config):
         run.train()
@@ -194,7 +202,7 @@ class _Run:
         self.average = [p.detach().clone() for p in model.parameters()] if config.ema else []
         self.total_steps = config.epochs * len(self._batches(0))
         self._load(checkpoints.load())
-        if config.compile:
+        if config.compile and has_compiler():
             model.encode = torch.compile(model.encode)
 
     def _place_model(self) -> "DeviceMesh | None":
@@ -244,7 +252,7 @@ class _Run:
             raise ValueError(f"the loss is {total} at step {self.step}; lower the learning rate")
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self._schedule()
+            group["lr"] = group["peak"] * self._schedule()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -392,16 +400,31 @@ def has_bfloat16(device: str = "cpu") -> bool:
     return any(found.get(name, False) for name in BFLOAT16_CAPABILITIES)
 
 
+def has_compiler() -> bool:
+    """Returns whether torch.compile finds a C++ compiler."""
+    return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+
+
 def _optimizer(model: SequenceModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """Returns AdamW that decays the matrices of the blocks, neither norms nor item tables."""
-    named = list(model.named_parameters())
-    decayed = [p for name, p in named if p.ndim > 1 and not name.startswith("item_embedding")]
-    kept = {id(p) for p in decayed}
-    rest = [p for _, p in named if id(p) not in kept]
+    """Returns AdamW that decays the matrices of the blocks, neither norms nor item tables; a text
+    encoder has a rate of its own."""
+    encoder, decayed, rest = [], [], []
+    for name, parameter in model.named_parameters():
+        if name.startswith(ENCODER):
+            encoder.append(parameter)
+        elif parameter.ndim > 1 and not name.startswith("item_embedding"):
+            decayed.append(parameter)
+        else:
+            rest.append(parameter)
+    peak = config.learning_rate
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": config.weight_decay, "peak": peak},
+        {"params": rest, "weight_decay": 0.0, "peak": peak},
     ]
+    if encoder:
+        groups.append(
+            {"params": encoder, "weight_decay": 0.0, "peak": config.encoder_learning_rate}
+        )
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
@@ -413,7 +436,7 @@ def _settings(config: TrainConfig) -> Iterator[None]:
     # Medium picks oneDNN's kernels: twice as fast as MKL's on AMD, and float32 still, without AMX.
     torch.set_float32_matmul_precision(config.matmul_precision)
     try:
-        with compiled(config.compile):
+        with compiled(config.compile and has_compiler()):
             yield
     finally:
         torch.set_num_threads(threads)

@@ -11,9 +11,16 @@ import torch
 from recsys.compress import Quantize, compress
 from recsys.compress.export import export_onnx
 from recsys.compress.low_rank import FactorizeItems
-from recsys.models import TransformerConfig, build, load_model, save, without_content
+from recsys.models import (
+    TransformerConfig,
+    build,
+    load_model,
+    save,
+    without_content,
+    without_encoder,
+)
 from recsys.models.interface import torch_scorer
-from recsys.models.item_table import ItemContent, item_table
+from recsys.models.item_table import ItemContent, ItemText, item_table
 
 NUM_ITEMS, FEATURES, WIDTH = 20, 6, 16
 COLD, BARE = 5, 7  # never trained; without features
@@ -91,3 +98,94 @@ def test_save_and_load(model, tmp_path):
     loaded = load_model(tmp_path / "model")
     assert loaded.config == model.config
     np.testing.assert_array_equal(torch_scorer(loaded)(HISTORIES), torch_scorer(model)(HISTORIES))
+
+
+class Encoder(torch.nn.Module):
+    """Tokens to the mean of their vectors, of length 1: an encoder without layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.vectors = torch.nn.Embedding(NUM_ITEMS + 1, FEATURES)
+        self.num_read = 0
+
+    def forward(self, tokens_NT: torch.Tensor) -> torch.Tensor:
+        self.num_read += len(tokens_NT)
+        vectors_NTF = self.vectors(tokens_NT) * (tokens_NT != 0)[..., None]
+        return torch.nn.functional.normalize(vectors_NTF.sum(dim=1), dim=-1)
+
+
+@pytest.fixture
+def reading(content) -> torch.nn.Module:
+    """A model whose encoder learns; an item's text is its number, that of item BARE is empty."""
+    torch.manual_seed(0)
+    encoder = Encoder()
+    tokens_VT = torch.arange(NUM_ITEMS + 1)[:, None].repeat(1, 2)
+    tokens_VT[BARE] = 0
+    tokens_VT[:9, 1] = 0
+    mean_F = torch.randn(FEATURES) / 10
+    features_VF = (encoder(tokens_VT).detach() - mean_F) * tokens_VT.any(dim=1, keepdim=True)
+    images_VF = torch.randn(NUM_ITEMS + 1, 2)
+    both_VF = torch.cat([features_VF, images_VF], dim=1)
+    text = ItemText(encoder, tokens_VT, 0, mean_F)
+    config = replace(CONFIG, content=("text", "image"), num_read=8, id_dropout=0.0)
+    return build(config, NUM_ITEMS + 1, ItemContent(both_VF, content.trained_V, text))
+
+
+def test_texts_read_anew_have_the_features_that_stand_and_some_of_them_learn(reading):
+    table = reading.item_embedding
+    before_VF = table.features_VF.clone()
+    table.train()
+    table.encoder.num_read = 0
+    table(torch.tensor([[1, 2, 3, COLD, 0]]))
+    torch.testing.assert_close(table.features(), before_VF)
+    assert table.encoder.num_read == 3 + 4  # all that were asked for and are trained, half of 8
+    table.table()
+    assert table.encoder.num_read == 7  # once a step
+    table.features().sum().backward()
+    learned_V = table.encoder.vectors.weight.grad.any(dim=1)
+    assert learned_V[1:4].all()
+    assert learned_V.sum() == 7
+    assert not learned_V[[0, COLD, BARE]].any()
+
+
+def test_the_encoders_gradient_is_that_of_the_whole_catalogue_on_average(reading):
+    table = reading.item_embedding
+    weight_VF = torch.randn(table.features_VF.shape, generator=torch.Generator().manual_seed(0))
+    vectors = table.encoder.vectors.weight
+
+    def gradient() -> torch.Tensor:
+        table.train()
+        table(torch.arange(1, 10)[None])
+        (found_VF,) = torch.autograd.grad((table.features() * weight_VF).sum(), vectors)
+        return found_VF
+
+    torch.manual_seed(0)
+    mean_VF = sum(gradient() for _ in range(2000)) / 2000
+    table.num_read = 2 * NUM_ITEMS  # all of them
+    torch.testing.assert_close(
+        mean_VF / mean_VF.norm(), gradient() / gradient().norm(), atol=0.05, rtol=0
+    )
+
+
+def test_measuring_reads_all_texts_by_the_encoder_as_it_is(reading, tmp_path):
+    table = reading.item_embedding
+    before_VF = table.features_VF.clone()
+    reading.train()
+    with torch.no_grad():
+        table.encoder.vectors.weight.normal_()
+    reading.eval()
+    table.encoder.num_read = 0
+    scores_BV = torch_scorer(reading)(HISTORIES)
+    assert table.encoder.num_read == NUM_ITEMS - 1
+    torch.testing.assert_close(table.features_VF[[0, BARE]], before_VF[[0, BARE]])
+    torch.testing.assert_close(table.features_VF[:, FEATURES:], before_VF[:, FEATURES:])
+    assert not torch.isclose(table.features_VF, before_VF)[COLD, :FEATURES].any()
+    for plain in (without_encoder(reading), without_content(without_encoder(reading))):
+        np.testing.assert_allclose(torch_scorer(plain)(HISTORIES), scores_BV, atol=1e-5)
+    test_save_and_load(without_encoder(reading), tmp_path)
+
+
+def test_texts_are_read_only_where_features_of_text_come_first():
+    for content, num_read in ((), 8), (("image", "text"), 8), (("text",), 7):
+        with pytest.raises(ValueError, match=r"texts to read|num_read must be even"):
+            replace(CONFIG, content=content, num_read=num_read)
