@@ -9,6 +9,8 @@ benchmarks/results/ablation.json; `--readme` writes the table between the marker
 from benchmarks.variants import Variants, main
 
 PRESET: Variants = {"preset": ()}
+SEEN = ("--loss.no-leave-out-seen",)
+"""A softmax over the whole catalogue, as others train: labels can be smoothed over that only."""
 
 
 def sweep(flag: str, *settings: float) -> Variants:
@@ -24,7 +26,8 @@ SHARED: Variants = {
     **sweep("model.num-layers", 1, 2, 3),
     **sweep("train.learning-rate", 5e-4, 1e-3, 2e-3),
     **sweep("train.ema", 0.99, 0.999),
-    **sweep("loss.label-smoothing", 0.05, 0.1),
+    "seen items compete": SEEN,
+    **{name: (*flags, *SEEN) for name, flags in sweep("loss.label-smoothing", 0.05, 0.1).items()},
     "sampled softmax": ("--loss.kind", "sampled-softmax"),
     "gbce": ("--loss.kind", "gbce"),
 }

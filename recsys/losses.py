@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 
 CHUNK = 128  # training positions whose scores over the catalogue are in memory at a time
 PADDING = 0
+LEFT_OUT = -1e4  # a score whose exponential is zero, and which is finite in bfloat16
 
 
 class SoftLabels(NamedTuple):
@@ -30,18 +31,24 @@ class SoftLabels(NamedTuple):
 class SharedTable(Protocol):
     """A table whose rows are shared out to workers; it stands where table_VD does."""
 
-    def cross_entropy(self, states_ND: Tensor, labels: Sequence[SoftLabels]) -> Tensor:
+    def cross_entropy(
+        self, states_ND: Tensor, labels: Sequence[SoftLabels], left_out_NM: Tensor | None = None
+    ) -> Tensor:
         """Returns this worker's share of what `cross_entropy` returns."""
         ...
 
 
-def softmax_cross_entropy(states_ND: Tensor, table_VD: Tensor, targets_N: Tensor) -> Tensor:
+def softmax_cross_entropy(
+    states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, left_out_NM: Tensor | None = None
+) -> Tensor:
     """Returns the summed cross-entropy of a softmax over the catalogue; target 0 counts nothing.
 
-    The padding item takes part in the normaliser with the score that its zero row gives.
+    The padding item takes part in the normaliser with the score that its zero row gives, unless it
+    is among those that are left out.
     """
     counts_N1 = (targets_N != PADDING).to(states_ND.dtype)[:, None]
-    return cross_entropy(states_ND, table_VD, [SoftLabels(targets_N[:, None], counts_N1)])
+    labels = SoftLabels(targets_N[:, None], counts_N1)
+    return cross_entropy(states_ND, table_VD, [labels], left_out_NM)
 
 
 def hard_and_soft_cross_entropy(
@@ -51,6 +58,7 @@ def hard_and_soft_cross_entropy(
     teacher_items_NK: Tensor,
     teacher_scores_NK: Tensor,
     *,
+    left_out_NM: Tensor | None = None,
     soft_weight: float,
     temperature: float,
 ) -> Tensor:
@@ -66,10 +74,10 @@ def hard_and_soft_cross_entropy(
     if temperature != 1:
         hard = SoftLabels(targets_N[:, None], hard_N1)
         soft = SoftLabels(teacher_items_NK, soft_NK, temperature)
-        return cross_entropy(states_ND, table_VD, [hard, soft])
+        return cross_entropy(states_ND, table_VD, [hard, soft], left_out_NM)
     items_NK = torch.cat([targets_N[:, None], teacher_items_NK], dim=1)
     labels = SoftLabels(items_NK, torch.cat([hard_N1, soft_NK], dim=1))
-    return cross_entropy(states_ND, table_VD, [labels])
+    return cross_entropy(states_ND, table_VD, [labels], left_out_NM)
 
 
 def smoothing(
@@ -143,7 +151,10 @@ def gbce(
 
 
 def cross_entropy(
-    states_ND: Tensor, table_VD: Tensor | SharedTable, labels: Sequence[SoftLabels]
+    states_ND: Tensor,
+    table_VD: Tensor | SharedTable,
+    labels: Sequence[SoftLabels],
+    left_out_NM: Tensor | None = None,
 ) -> Tensor:
     """Returns -sum_nk weight_nk log softmax(state_n table^T / T)_item_nk, summed over `labels`.
 
@@ -153,10 +164,11 @@ def cross_entropy(
 
     Args:
         table_VD: the table, or this worker's part of a shared one.
+        left_out_NM: M items of each position that take no part in its softmax, but for its labels.
     """
     if isinstance(table_VD, SharedTable):
-        return table_VD.cross_entropy(states_ND, labels)
-    return _CrossEntropy.apply(states_ND, table_VD, labels)
+        return table_VD.cross_entropy(states_ND, labels, left_out_NM)
+    return _CrossEntropy.apply(states_ND, table_VD, labels, left_out_NM)
 
 
 @contextlib.contextmanager
@@ -171,7 +183,13 @@ def compiled(on: bool = True) -> Iterator[None]:
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states_ND: Tensor, table_VD: Tensor, labels: Sequence[SoftLabels]):
+    def forward(
+        ctx: Any,
+        states_ND: Tensor,
+        table_VD: Tensor,
+        labels: Sequence[SoftLabels],
+        left_out_NM: Tensor | None,
+    ):
         device = states_ND.device.type
         mixed = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if mixed else states_ND.dtype
@@ -181,14 +199,18 @@ class _CrossEntropy(torch.autograd.Function):
         for at in range(0, len(states_ND), CHUNK):
             part = slice(at, at + CHUNK)
             scores_CV = rounded_ND[part] @ rounded_VD.T
+            chunk = [SoftLabels(i[part], w[part], temperature) for i, w, temperature in labels]
+            if left_out_NM is not None:
+                leave_out(scores_CV, left_out_NM[part], chunk)
             gradients_CV = []
-            for items_NK, weights_NK, temperature in labels:
-                label = SoftLabels(items_NK[part], weights_NK[part], temperature)
+            for label in chunk:
                 # The last chunk has another size every time: not worth a kernel of its own.
                 fused = _compiles.get() and len(scores_CV) == CHUNK
                 loss, gradient_CV = (_normalize_compiled if fused else _normalize)(scores_CV, label)
                 gradients_CV.append(
-                    gradient_CV.scatter_add_(1, label.items_NK, label.weights_NK / -temperature)
+                    gradient_CV.scatter_add_(
+                        1, label.items_NK, label.weights_NK / -label.temperature
+                    )
                 )
                 total += loss
             gradient_CV = reduce(Tensor.add_, gradients_CV).to(dtype)
@@ -200,7 +222,15 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):
         states_gradient_ND, table_gradient_VD = ctx.saved_tensors
-        return states_gradient_ND * gradients[0], table_gradient_VD * gradients[0], None
+        return states_gradient_ND * gradients[0], table_gradient_VD * gradients[0], None, None
+
+
+def leave_out(scores_CV: Tensor, items_CM: Tensor, labels: Sequence[SoftLabels]) -> None:
+    """Takes items out of each position's softmax, in place, but for those of its labels."""
+    items_CK = torch.cat([label.items_NK for label in labels], dim=1)
+    kept_CK = scores_CV.gather(1, items_CK)
+    scores_CV.scatter_(1, items_CM, LEFT_OUT)
+    scores_CV.scatter_(1, items_CK, kept_CK)
 
 
 def _normalize(scores_CV: Tensor, labels: SoftLabels) -> tuple[Tensor, Tensor]:

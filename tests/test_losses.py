@@ -95,6 +95,42 @@ def test_chunks_change_neither_loss_nor_gradient(fused, monkeypatch):
         torch.testing.assert_close(ours, expected)
 
 
+def test_items_left_out_are_as_good_as_not_in_the_table_unless_they_are_labels(monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", 7)
+    states_ND, table_VD, targets_N, items_NK, scores_NK = _random()
+    states_ND.requires_grad_()
+    table_VD.requires_grad_()
+    left_out_NM = torch.randint(0, 30, (50, 6), generator=torch.Generator().manual_seed(1))
+    left_out_NM[:, 0] = targets_N
+    for labels_NK in (targets_N[:, None], torch.cat([targets_N[:, None], items_NK], dim=1)):
+        left_out_NV = torch.zeros(50, 30, dtype=torch.bool).scatter(1, left_out_NM, True)
+        left_out_NV.scatter_(1, labels_NK, False)
+        logs_NV = (states_ND @ table_VD.T).masked_fill(left_out_NV, -torch.inf).log_softmax(dim=-1)
+        plain = -logs_NV.gather(1, targets_N[:, None]).sum()
+        if labels_NK.shape[1] == 1:
+            ours = losses.softmax_cross_entropy(states_ND, table_VD, targets_N, left_out_NM)
+        else:
+            plain = (
+                0.4 * plain - 0.6 * (scores_NK.softmax(dim=-1) * logs_NV.gather(1, items_NK)).sum()
+            )
+            ours = losses.hard_and_soft_cross_entropy(
+                states_ND,
+                table_VD,
+                targets_N,
+                items_NK,
+                scores_NK,
+                left_out_NM=left_out_NM,
+                soft_weight=0.6,
+                temperature=1.0,
+            )
+        torch.testing.assert_close(ours, plain)
+        found, expected = (
+            torch.autograd.grad(loss, (states_ND, table_VD), retain_graph=True)
+            for loss in (ours, plain)
+        )
+        torch.testing.assert_close(found, expected)
+
+
 def test_products_in_bfloat16_change_little():
     states_ND, table_VD, targets_N, _, _ = _random()
     states_ND.requires_grad_()

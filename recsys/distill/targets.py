@@ -18,8 +18,9 @@ from tqdm import tqdm
 from recsys.config import require_at_least
 from recsys.data.batches import Batch, Window, empty_batch, fill_row, first_rows, pack
 from recsys.data.sequences import Dataset
+from recsys.losses import LEFT_OUT
 from recsys.models.interface import SequenceModel
-from recsys.train.objective import to_tensors
+from recsys.train.objective import seen_items, to_tensors
 
 NUM_ROWS = 16  # packed rows a teacher reads at a time
 CHUNK = 2**26  # scores over the catalogue that are in memory at a time
@@ -33,6 +34,8 @@ class TargetsConfig:
 
     top_k: int = 64
     """Items kept at each position (K)."""
+    leave_out_seen: bool = True
+    """Whether answers are about what is new to the user, as what is recommended is."""
 
     def __post_init__(self) -> None:
         require_at_least(1, top_k=self.top_k)
@@ -90,7 +93,7 @@ def write_shard(
     scores_NK = np.zeros((num_positions, top_k), np.float16)
     log_normalizers_N = np.zeros(num_positions, np.float32)
     for batch in _teacher_batches(dataset, users, teacher.config.max_length):
-        rows, items, scores, normalizers = _answer(teacher, batch, top_k)
+        rows, items, scores, normalizers = _answer(teacher, batch, top_k, config.leave_out_seen)
         at = rows - first[users[0]]
         items_NK[at], scores_NK[at], log_normalizers_N[at] = items, scores, normalizers
     _write(path, items_NK, scores_NK, log_normalizers_N)
@@ -138,14 +141,18 @@ def _silence_overlap(batch: Batch, index: int, row: list[Window], length: int) -
 
 @torch.inference_mode()
 def _answer(
-    teacher: SequenceModel, batch: Batch, top_k: int
+    teacher: SequenceModel, batch: Batch, top_k: int, leave_out_seen: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns row numbers, items, scores and log-normalisers of the asked positions."""
-    states_ND = teacher.encode(to_tensors(batch, CPU).inputs)[torch.from_numpy(batch.rows_BL >= 0)]
+    inputs, asked_BL = to_tensors(batch, CPU).inputs, torch.from_numpy(batch.rows_BL >= 0)
+    states_ND, seen_NL = teacher.encode(inputs)[asked_BL], seen_items(inputs)[asked_BL]
     table_VD = teacher.item_table()
+    size = max(CHUNK // len(table_VD), 1)
     parts = []
-    for states in states_ND.split(max(CHUNK // len(table_VD), 1)):
+    for states, seen in zip(states_ND.split(size), seen_NL.split(size), strict=True):
         scores_NV = states @ table_VD.T
+        if leave_out_seen:
+            scores_NV.scatter_(1, seen, LEFT_OUT)
         scores_NV[:, 0] = -torch.inf
         top = scores_NV.topk(top_k, dim=-1)
         parts.append((top.indices, top.values, scores_NV.logsumexp(dim=-1)))

@@ -20,6 +20,7 @@ from recsys.losses import (
     softmax_cross_entropy,
 )
 from recsys.models.interface import PackedRows, SequenceModel
+from recsys.models.layers import causal_within
 
 
 class TensorBatch(NamedTuple):
@@ -45,11 +46,21 @@ def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
     return TensorBatch(inputs, arrays["targets_BL"], arrays["rows_BL"])
 
 
+def seen_items(inputs: PackedRows) -> Tensor:
+    """Returns seen_BLL: at every position the items up to it of its own sequence, and padding."""
+    before_BLL = causal_within(inputs.segments_BL)
+    return torch.where(before_BLL, inputs.items_BL[:, None, :], PADDING)
+
+
 def next_item(model: SequenceModel, batch: TensorBatch) -> Tensor:
-    """Returns the summed cross-entropy of the next item at every position."""
+    """Returns the summed cross-entropy of the next item at every position, among items that are new
+    to the user there: the others are never recommended."""
     states_BLD = model.encode(batch.inputs).float()
     return softmax_cross_entropy(
-        states_BLD.flatten(0, 1), model.item_table(), batch.targets_BL.flatten()
+        states_BLD.flatten(0, 1),
+        model.item_table(),
+        batch.targets_BL.flatten(),
+        seen_items(batch.inputs).flatten(0, 1),
     )
 
 
@@ -66,14 +77,22 @@ class LossConfig:
     """A sampled softmax draws items by their count in training to this power; 0 is uniformly."""
     calibration: float = 0.75
     """t of gbce: 0 is plain binary cross-entropy, 1 gives calibrated probabilities."""
+    leave_out_seen: bool = True
+    """Whether a softmax over the catalogue is one over what is new to the user, as what is
+    recommended is; an item that comes again is still learned."""
     label_smoothing: float = 0.0
-    """Share of the label that a softmax over the catalogue spreads evenly over it."""
+    """Share of the label that a softmax over the catalogue spreads evenly over it, seen items
+    included."""
 
     def __post_init__(self) -> None:
         require_at_least(1, num_negatives=self.num_negatives)
         for name in ("popularity_power", "calibration", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
+        if self.label_smoothing and self.leave_out_seen:
+            raise ValueError(
+                "labels are smoothed over seen items, too: add --loss.no-leave-out-seen"
+            )
 
 
 class NextItem:
@@ -95,13 +114,19 @@ class NextItem:
         counted_BL = batch.targets_BL != PADDING
         states_ND = model.encode(batch.inputs).float()[counted_BL]
         targets_N = batch.targets_BL[counted_BL]
-        positives_ND = model.item_vectors(targets_N)
         if self.config.kind == "softmax":
             table_VD, share = model.item_table(), self.config.label_smoothing
-            loss = softmax_cross_entropy(states_ND, table_VD, targets_N)
+            left_out_NM = (
+                seen_items(batch.inputs)[counted_BL] if self.config.leave_out_seen else None
+            )
+            loss = softmax_cross_entropy(states_ND, table_VD, targets_N, left_out_NM)
+            if not share:
+                return loss
             if isinstance(table_VD, SharedTable):
                 raise ValueError("label smoothing needs the whole table: leave it or sharded out")
+            positives_ND = model.item_vectors(targets_N)
             return loss + share * smoothing(states_ND, table_VD, targets_N, positives_ND)
+        positives_ND = model.item_vectors(targets_N)
         negatives_M = self._draw(self.config.num_negatives).to(targets_N.device)
         sample = (targets_N, model.item_vectors(negatives_M), negatives_M)
         if self.config.kind == "sampled-softmax":
@@ -128,5 +153,5 @@ class NextItem:
 
 def objective(config: LossConfig, dataset: Path) -> Objective:
     """Returns the objective of a loss on a dataset; the plain one where that is what is asked."""
-    plain = config.kind == "softmax" and config.label_smoothing == 0
+    plain = config.kind == "softmax" and config.label_smoothing == 0 and config.leave_out_seen
     return next_item if plain else NextItem(config, dataset)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 from recsys.data.batches import pad_histories, pad_times
 from recsys.data.sequences import Dataset
 from recsys.evaluate.ranking import Ranking, Split, rank_targets
-from recsys.losses import CHUNK, PADDING, SoftLabels
+from recsys.losses import CHUNK, LEFT_OUT, PADDING, SoftLabels
 from recsys.models.interface import SequenceModel
 from recsys.models.item_table import DenseItemTable
 
@@ -118,13 +118,15 @@ class Rows:
         """Returns the vectors of `items`, of any shape and number."""
         return _LookUp.apply(self.rows_SD, items, self)
 
-    def cross_entropy(self, states_ND: Tensor, labels: Sequence[SoftLabels]) -> Tensor:
+    def cross_entropy(
+        self, states_ND: Tensor, labels: Sequence[SoftLabels], left_out_NM: Tensor | None = None
+    ) -> Tensor:
         """Returns this worker's share of the loss that `recsys.losses.cross_entropy` defines.
 
         Shares add up to the loss of all workers' positions. Each worker must scale its share alike:
         gradients of the table are of all positions.
         """
-        return _CrossEntropy.apply(states_ND, self.rows_SD, labels, self)
+        return _CrossEntropy.apply(states_ND, self.rows_SD, labels, left_out_NM, self)
 
     def scores(self, states_BD: Tensor) -> Tensor:
         """Returns scores_BV; every worker has as many states."""
@@ -189,7 +191,12 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states_ND: Tensor, rows_SD: Tensor, labels: Sequence[SoftLabels], table: Rows
+        ctx: Any,
+        states_ND: Tensor,
+        rows_SD: Tensor,
+        labels: Sequence[SoftLabels],
+        left_out_NM: Tensor | None,
+        table: Rows,
     ):
         device = states_ND.device.type
         mixed = torch.is_autocast_enabled(device)
@@ -202,12 +209,14 @@ class _CrossEntropy(torch.autograd.Function):
             states_MD = table.gather(states_ND[part], CHUNK).to(dtype)
             scores_MS = (states_MD @ rounded_SD.T).float()
             gradient_MS = torch.zeros_like(scores_MS)
-            for items_NK, weights_NK, temperature in labels:
-                items_MK, weights_MK = (
-                    table.gather(x[part], CHUNK) for x in (items_NK, weights_NK)
-                )
-                gathered = SoftLabels(items_MK, weights_MK, temperature)
-                total += _add_gradient(gradient_MS, scores_MS, gathered, table)
+            chunk = [
+                SoftLabels(table.gather(i[part], CHUNK), table.gather(w[part], CHUNK), temperature)
+                for i, w, temperature in labels
+            ]
+            if left_out_NM is not None:
+                _leave_out(scores_MS, table.gather(left_out_NM[part], CHUNK), chunk, table)
+            for label in chunk:
+                total += _add_gradient(gradient_MS, scores_MS, label, table)
             gradient_MS = gradient_MS.to(dtype)
             gradient_CD = table.scatter_sum((gradient_MS @ rounded_SD).float())
             states_gradient_ND[part] = gradient_CD[: len(states_ND[part])]
@@ -218,7 +227,20 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):
         states_gradient_ND, rows_gradient_SD = ctx.saved_tensors
-        return states_gradient_ND * gradients[0], rows_gradient_SD * gradients[0], None, None
+        states_gradient_ND = states_gradient_ND * gradients[0]
+        return states_gradient_ND, rows_gradient_SD * gradients[0], None, None, None
+
+
+def _leave_out(
+    scores_MS: Tensor, items_ML: Tensor, labels: Sequence[SoftLabels], table: Rows
+) -> None:
+    """Takes items out of the softmax, in place, as `recsys.losses.leave_out` does."""
+    items_MK = torch.cat([label.items_NK for label in labels], dim=1)
+    local_MK, mine_MK = table.locate(items_MK)
+    kept_MK = scores_MS.gather(1, local_MK)
+    local_ML, mine_ML = table.locate(items_ML)
+    scores_MS[mine_ML.nonzero()[:, 0], local_ML[mine_ML]] = LEFT_OUT
+    scores_MS[mine_MK.nonzero()[:, 0], local_MK[mine_MK]] = kept_MK[mine_MK]
 
 
 def _add_gradient(

@@ -10,7 +10,7 @@ from recsys.distill.objective import Distillation, DistillConfig
 from recsys.distill.targets import Targets, TargetsConfig, require_room, write_targets
 from recsys.models import TransformerConfig, build, save
 from recsys.models.interface import torch_scorer
-from recsys.train.objective import to_tensors
+from recsys.train.objective import seen_items, to_tensors
 
 TOP_K = 5
 MODEL = TransformerConfig(
@@ -29,16 +29,21 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(module, "USERS_PER_SHARD", 25)
 
 
-def test_every_position_has_the_teachers_own_answer(dataset, teacher, tmp_path):
-    write_targets(teacher, dataset, tmp_path, TargetsConfig(top_k=TOP_K))
+@pytest.mark.parametrize("leave_out_seen", [True, False])
+def test_every_position_has_the_teachers_own_answer(dataset, teacher, leave_out_seen, tmp_path):
+    config = TargetsConfig(top_k=TOP_K, leave_out_seen=leave_out_seen)
+    write_targets(teacher, dataset, tmp_path, config)
     targets = Targets(tmp_path)
     first = first_rows(dataset)
     assert len(targets) == first[-1]
     score = torch_scorer(teacher)
     for user in range(dataset.num_users):
         for position in range(min(int(dataset.train_length_U[user]) - 1, MODEL.max_length)):
-            scores_V = score([dataset.history(user)[: position + 1]])[0]
+            history = dataset.history(user)[: position + 1]
+            scores_V = score([history])[0]
             scores_V[0] = -np.inf
+            if leave_out_seen:
+                scores_V[history] = -np.inf
             items_NK, scores_NK = targets.look_up(np.array([first[user] + position]))
             np.testing.assert_allclose(np.sort(scores_V)[::-1][:TOP_K], scores_NK[0], atol=2e-3)
             np.testing.assert_allclose(scores_V[items_NK[0]], scores_NK[0], atol=2e-3)
@@ -88,6 +93,11 @@ def test_the_objective_looks_up_the_answers_of_its_positions(dataset, teacher, t
     student = build(replace(MODEL, dropout=0.0), dataset.num_items_with_padding)
     objective = Distillation(tmp_path, DistillConfig(soft_weight=0.6, temperature=2.0))
     logits_BLV = student.encode(batch.inputs) @ student.item_table().T
+    seen_BLV = torch.zeros_like(logits_BLV, dtype=torch.bool)
+    seen_BLV.scatter_(2, seen_items(batch.inputs), True).scatter_(
+        2, batch.targets_BL[..., None], False
+    )
+    logits_BLV = logits_BLV.masked_fill(seen_BLV, -1e4)
     targets, expected = Targets(tmp_path), 0.0
     for row, logits_V, item in zip(
         batch.rows_BL.flatten().tolist(),

@@ -6,15 +6,25 @@ from torch.nn import functional
 
 from recsys.data.batches import Batches
 from recsys.models import TransformerConfig, build
+from recsys.models.interface import PackedRows
 from recsys.train.fit import Task, fit
 from recsys.train.loop import TrainConfig
-from recsys.train.objective import LossConfig, NextItem, next_item, objective, to_tensors
+from recsys.train.objective import (
+    LossConfig,
+    NextItem,
+    next_item,
+    objective,
+    seen_items,
+    to_tensors,
+)
 
 MODEL = TransformerConfig(
     width=16, num_layers=1, num_heads=2, head_width=8, feed_forward_width=32, max_length=8
 )
 LOSSES = {
-    "smoothed": LossConfig(label_smoothing=0.1),
+    "new items only": LossConfig(),
+    "all items": LossConfig(leave_out_seen=False),
+    "smoothed": LossConfig(label_smoothing=0.1, leave_out_seen=False),
     "sampled": LossConfig(kind="sampled-softmax", num_negatives=16),
     "gbce": LossConfig(kind="gbce", num_negatives=16),
 }
@@ -29,6 +39,38 @@ def batch(dataset):
 
 def test_the_plain_loss_is_the_default(dataset_directory):
     assert objective(LossConfig(), dataset_directory) is next_item
+
+
+def test_what_is_seen_is_what_stands_before_in_the_same_sequence():
+    items_BL, segments_BL = torch.tensor([[5, 6, 7, 8, 0]]), torch.tensor([[1, 1, 2, 2, 0]])
+    inputs = PackedRows(items_BL, items_BL, segments_BL, items_BL, items_BL)
+    seen_BL = [set(row) - {0} for row in seen_items(inputs)[0].tolist()]
+    assert seen_BL == [{5}, {5, 6}, {7}, {7, 8}, set()]
+
+
+def test_the_softmax_is_over_what_is_new_to_the_user(dataset, dataset_directory, batch):
+    torch.manual_seed(0)
+    model = build(replace(MODEL, dropout=0.0), dataset.num_items_with_padding)
+    scores_BLV = model.encode(batch.inputs) @ model.item_table().T
+    everywhere = functional.cross_entropy(
+        scores_BLV.flatten(0, 1), batch.targets_BL.flatten(), ignore_index=0, reduction="sum"
+    )
+    seen_BLV = torch.zeros_like(scores_BLV, dtype=torch.bool).scatter(
+        2, seen_items(batch.inputs), True
+    )
+    seen_BLV.scatter_(2, batch.targets_BL[..., None], False)
+    new = functional.cross_entropy(
+        scores_BLV.masked_fill(seen_BLV, -torch.inf).flatten(0, 1),
+        batch.targets_BL.flatten(),
+        ignore_index=0,
+        reduction="sum",
+    )
+    for config, expected in (
+        (LossConfig(), new),
+        (LossConfig(leave_out_seen=False), everywhere),
+    ):
+        torch.testing.assert_close(objective(config, dataset_directory)(model, batch), expected)
+        torch.testing.assert_close(NextItem(config, dataset_directory)(model, batch), expected)
 
 
 def test_a_large_sample_gives_the_softmax_over_the_catalogue(dataset, dataset_directory, batch):
@@ -73,6 +115,7 @@ def test_items_are_drawn_by_their_count_to_the_power_and_padding_never(dataset, 
         ({"num_negatives": 0}, "num_negatives must be at least 1"),
         ({"calibration": 2.0}, "calibration must be in"),
         ({"label_smoothing": -0.1}, "label_smoothing must be in"),
+        ({"label_smoothing": 0.1}, "add --loss.no-leave-out-seen"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(setting, words):
