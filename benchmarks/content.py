@@ -1,12 +1,15 @@
 """What item text is worth: `python -m benchmarks.content amazon-beauty --log LOG --items ITEMS`.
 
 The preset's teacher with item vectors of ids, and of ids and text, on a log some of whose items are
-kept out of training; targets that are such items (cold) and others (warm) apart. Rows go to
+kept out of training; targets that are such items (cold) and others (warm) apart. With text, ids are
+left out of training now and then, which decides between cold items and warm ones; or the encoder
+learns, too. `--cold-items 0` is the log as it is. Rows go to
 benchmarks/results/content.json; `--readme` writes the table between the markers `content-<dataset>`
 of the README.
 """
 
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +20,13 @@ from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
 from benchmarks.variants import METRICS, RUNS, job, spread, train
 
 BENCHMARK = "content"
-VARIANTS = {"ids": (), "ids and text": ("--model.content", "text")}
+TEXT = ("--model.content", "text")
+VARIANTS = {
+    "ids": (),
+    "ids and text": TEXT,
+    "ids and text, half of the ids left out": (*TEXT, "--model.id-dropout", "0.5"),
+    "ids and text, the encoder learns": (*TEXT, "--model.num-read", "32"),
+}
 PARTS = ("all", "cold", "warm")
 
 
@@ -36,11 +45,18 @@ class Options:
     encoder: str = "bert-base-uncased"
     """What encodes them: a name on the Hugging Face hub, or a directory."""
     cold_items: float = 0.05
-    """Share of items that are kept out of training."""
+    """Share of items that are kept out of training; rows without any are rows of their own."""
+    only: tuple[str, ...] = tuple(VARIANTS)
+    """Names of variants."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights, batches and dropout."""
     readme: bool = False
     """Whether the README gets the table of what is measured, and nothing is trained."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.only) - set(VARIANTS)
+        if unknown:
+            raise ValueError(f"no variant {', '.join(sorted(unknown))}; known: {list(VARIANTS)}")
 
 
 def main(options: Options) -> None:
@@ -48,7 +64,7 @@ def main(options: Options) -> None:
     results = Results(BENCHMARK)
     if not options.readme:
         for seed in options.seeds:
-            for variant in VARIANTS:
+            for variant in options.only:
                 measure(results, options, variant, seed)
     text = markdown([row for row in results.rows() if row.dataset == options.dataset])
     print(text)
@@ -58,7 +74,8 @@ def main(options: Options) -> None:
 
 def measure(results: Results, options: Options, variant: str, seed: int) -> None:
     """Trains and measures a variant on a seed, unless that is done."""
-    subject = Subject(options.dataset, "recsys", variant, seed)
+    held_out = f"{options.cold_items:.0%} of items held out"
+    subject = Subject(options.dataset, "recsys", f"{variant}; {held_out}", seed)
     preparation = [options.dataset, "--cold-items", f"{options.cold_items:g}"]
     preparation += ["--content.text-columns", *options.text_columns]
     training = [options.dataset, *VARIANTS[variant], "--train.seed", str(seed)]
@@ -66,7 +83,7 @@ def measure(results: Results, options: Options, variant: str, seed: int) -> None
     line = " && ".join(shlex.join(["python", "-m", f"jobs.{k}", *v]) for k, v in stages.items())
     if results.has(subject, line):
         return
-    directory = RUNS / options.dataset / BENCHMARK
+    directory = RUNS / options.dataset / BENCHMARK / held_out.replace(" ", "-")
     dataset = directory / "dataset"
     places = ["--log", options.log, "--items", options.items, "--output", str(dataset)]
     job("prepare", [*preparation, "--content.text-encoder", options.encoder, *places])
@@ -75,9 +92,9 @@ def measure(results: Results, options: Options, variant: str, seed: int) -> None
 
 
 def values(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
-    """Returns the metrics of all targets, of cold and of warm ones."""
-    parts = {"all": report, "cold": report["cold"], "warm": report["warm"]}
-    return {f"{m} {part}": (parts[part][m], "") for part in PARTS for m in METRICS}
+    """Returns the metrics of all targets and, where there are both, of cold and warm ones."""
+    parts = {"all": report, **{part: report[part] for part in PARTS if part in report}}
+    return {f"{m} {part}": (values[m], "") for part, values in parts.items() for m in METRICS}
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -86,9 +103,10 @@ def markdown(rows: Sequence[Row]) -> str:
         [
             variant,
             *(
-                spread(values_of(rows, f"{metric} {part}", variant=variant))
+                spread(values) if values else ""
                 for part in PARTS
                 for metric in METRICS
+                for values in [values_of(rows, f"{metric} {part}", variant=variant)]
             ),
         ]
         for variant in dict.fromkeys(row.variant for row in rows)
@@ -98,4 +116,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog=f"python -m benchmarks.{BENCHMARK}"))
+    try:
+        main(tyro.cli(Options, prog=f"python -m benchmarks.{BENCHMARK}"))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

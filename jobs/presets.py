@@ -122,9 +122,9 @@ AMAZON_BEAUTY = Preset(
     description="Amazon Beauty 2014, a shop: short histories, sparse.",
     prepare=PrepareConfig(source="log", on_bad_rows="refuse"),
     teacher=TransformerConfig(
-        width=64,
+        width=128,
         num_layers=2,
-        num_heads=2,
+        num_heads=4,
         head_width=32,
         feed_forward_width=256,
         max_length=50,

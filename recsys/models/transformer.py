@@ -41,9 +41,9 @@ class TransformerConfig:
     content: tuple[Kind, ...] = ()
     """Kinds of the dataset's item content that join the items' vectors; for teachers: students and
     what is served have one table, into which these are summed."""
-    id_dropout: float = 0.5
+    id_dropout: float = 0.1
     """Share of the ids left out in training where there is content, so that it learns to stand
-    alone."""
+    alone: more is better for items that nobody has met yet, and worse for all others."""
     num_read: int = 0
     """Items whose texts each step of training reads anew, so that the text encoder learns, too; 0
     leaves its features as they were prepared."""
