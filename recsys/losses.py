@@ -99,37 +99,35 @@ def smoothing(
 def sampled_softmax(
     states_ND: Tensor,
     positives_ND: Tensor,
-    targets_N: Tensor,
     negatives_MD: Tensor,
-    negatives_M: Tensor,
+    skipped_NM: Tensor,
     log_probability_M: Tensor,
 ) -> Tensor:
     """Returns the summed cross-entropy of a softmax over the target and M sampled negatives.
 
     A negative's score is lessened by log(M q), q its probability of being drawn, so that the sum
     over the sample estimates without bias the sum over the catalogue (Bengio and Senecal, 2008).
-    The target is there whatever is drawn: it is not corrected, and dropped from the negatives
+    The target is there whatever is drawn: it is not corrected, and skipped among the negatives
     (Khrylchenko et al., Correcting the LogQ Correction, arXiv 2507.09331).
 
     Args:
         positives_ND: vectors of the targets.
-        negatives_MD: vectors of `negatives_M`, drawn with replacement, the same for all positions.
-        log_probability_M: log q of each.
+        negatives_MD: vectors of items drawn with replacement, the same for all positions.
+        skipped_NM: whether a negative is none for a position: its target, and what is left out.
+        log_probability_M: log q of each negative.
     """
-    correction_M = log_probability_M + math.log(len(negatives_M))
+    correction_M = log_probability_M + math.log(len(negatives_MD))
     scores_NM = (states_ND @ negatives_MD.T).float() - correction_M
-    scores_NM = scores_NM.masked_fill(negatives_M == targets_N[:, None], -torch.inf)
+    scores_NM = scores_NM.masked_fill(skipped_NM, -torch.inf)
     positive_N1 = (states_ND * positives_ND).sum(dim=-1, keepdim=True).float()
-    losses_N = torch.cat([positive_N1, scores_NM], dim=1).logsumexp(dim=1) - positive_N1[:, 0]
-    return (losses_N * (targets_N != PADDING)).sum()
+    return (torch.cat([positive_N1, scores_NM], dim=1).logsumexp(dim=1) - positive_N1[:, 0]).sum()
 
 
 def gbce(
     states_ND: Tensor,
     positives_ND: Tensor,
-    targets_N: Tensor,
     negatives_MD: Tensor,
-    negatives_M: Tensor,
+    skipped_NM: Tensor,
     *,
     num_items: int,
     calibration: float,
@@ -140,14 +138,16 @@ def gbce(
     s(negative))), with b = a (t (1 - 1/a) + 1/a) and a = M / (V - 1), the share of the catalogue
     that is drawn: the power b undoes the overconfidence that comes with few negatives. t = 0 is
     plain binary cross-entropy, t = 1 gives calibrated probabilities.
+
+    Args:
+        skipped_NM: as for `sampled_softmax`.
     """
-    share = len(negatives_M) / max(num_items - 1, 1)
+    share = len(negatives_MD) / max(num_items - 1, 1)
     power = share * (calibration * (1 - 1 / share) + 1 / share)
     positive_N = (states_ND * positives_ND).sum(dim=-1).float()
     negative_NM = logsigmoid(-(states_ND @ negatives_MD.T).float())
-    negative_NM = negative_NM.masked_fill(negatives_M == targets_N[:, None], 0)
-    losses_N = -power * logsigmoid(positive_N) - negative_NM.sum(dim=1)
-    return (losses_N * (targets_N != PADDING)).sum()
+    negative_NM = negative_NM.masked_fill(skipped_NM, 0)
+    return -power * logsigmoid(positive_N).sum() - negative_NM.sum()
 
 
 def cross_entropy(

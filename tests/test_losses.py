@@ -168,13 +168,11 @@ def test_smoothed_labels_are_a_mixture_with_the_uniform_distribution():
 def test_sampled_softmax_by_hand():
     # Scores: target ln 3, negatives ln 2 (drawn with probability 1/4) and 0 (with 1/2), and the
     # target itself, which does not count; corrected by M = 3 draws: 2/(3/4) and 1/(3/2).
-    states_ND = torch.ones(2, 1)
     loss = losses.sampled_softmax(
-        states_ND,
-        torch.tensor([[LOG(3)], [5.0]]),
-        torch.tensor([1, 0]),
+        torch.ones(1, 1),
+        torch.tensor([[LOG(3)]]),
         torch.tensor([[LOG(2)], [0.0], [LOG(3)]]),
-        torch.tensor([2, 3, 1]),
+        torch.tensor([[False, False, True]]),
         torch.tensor([LOG(0.25), LOG(0.5), LOG(0.25)]),
     )
     assert loss.item() == pytest.approx(LOG((3 + 8 / 3 + 2 / 3) / 3))
@@ -182,16 +180,14 @@ def test_sampled_softmax_by_hand():
 
 def test_the_sample_estimates_the_sum_over_the_catalogue_without_bias():
     states_ND, table_VD, _, _, _ = _random(num_positions=1, num_items=6)
-    target_N = torch.tensor([2])
     probability_V = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.15, 0.25])
 
     def sum_of(negatives_M):
         loss = losses.sampled_softmax(
             states_ND,
-            table_VD[target_N],
-            target_N,
+            table_VD[[2]],
             table_VD[negatives_M],
-            negatives_M,
+            (negatives_M == 2)[None],
             probability_V[negatives_M].log(),
         )
         return (loss + (states_ND @ table_VD[2])[0]).exp()
@@ -205,11 +201,10 @@ def test_the_sample_estimates_the_sum_over_the_catalogue_without_bias():
 def test_gbce_by_hand(calibration, power):
     # Of 5 items 2 are drawn: a = 1/2. s(ln 3) = 3/4, s(0) = 1/2; the third draw is the target.
     loss = losses.gbce(
-        torch.ones(2, 1),
-        torch.tensor([[LOG(3)], [5.0]]),
-        torch.tensor([1, 0]),
+        torch.ones(1, 1),
+        torch.tensor([[LOG(3)]]),
         torch.tensor([[LOG(3)], [0.0]]),
-        torch.tensor([1, 3]),
+        torch.tensor([[True, False]]),
         num_items=5,
         calibration=calibration,
     )

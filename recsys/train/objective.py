@@ -52,6 +52,12 @@ def seen_items(inputs: PackedRows) -> Tensor:
     return torch.where(before_BLL, inputs.items_BL[:, None, :], PADDING)
 
 
+def seen_among(inputs: PackedRows, items_M: Tensor) -> Tensor:
+    """Returns seen_BLM: whether each of some items is among `seen_items`."""
+    equal_BLM = inputs.items_BL[..., None] == items_M
+    return (causal_within(inputs.segments_BL).float() @ equal_BLM.float()).bool()
+
+
 def next_item(model: SequenceModel, batch: TensorBatch) -> Tensor:
     """Returns the summed cross-entropy of the next item at every position, among items that are new
     to the user there: the others are never recommended."""
@@ -78,8 +84,8 @@ class LossConfig:
     calibration: float = 0.75
     """t of gbce: 0 is plain binary cross-entropy, 1 gives calibrated probabilities."""
     leave_out_seen: bool = True
-    """Whether a softmax over the catalogue is one over what is new to the user, as what is
-    recommended is; an item that comes again is still learned."""
+    """Whether an item competes with those only that are new to the user, as what is recommended
+    is; one that comes again is still learned."""
     label_smoothing: float = 0.0
     """Share of the label that a softmax over the catalogue spreads evenly over it, seen items
     included."""
@@ -128,19 +134,15 @@ class NextItem:
             return loss + share * smoothing(states_ND, table_VD, targets_N, positives_ND)
         positives_ND = model.item_vectors(targets_N)
         negatives_M = self._draw(self.config.num_negatives).to(targets_N.device)
-        sample = (targets_N, model.item_vectors(negatives_M), negatives_M)
+        skipped_NM = negatives_M == targets_N[:, None]
+        if self.config.leave_out_seen:
+            skipped_NM |= seen_among(batch.inputs, negatives_M)[counted_BL]
+        sample = (states_ND, positives_ND, model.item_vectors(negatives_M), skipped_NM)
         if self.config.kind == "sampled-softmax":
             log_probability_M = self.probability_V[negatives_M.cpu()].log().float()
-            return sampled_softmax(
-                states_ND, positives_ND, *sample, log_probability_M.to(targets_N.device)
-            )
-        return gbce(
-            states_ND,
-            positives_ND,
-            *sample,
-            num_items=len(self.probability_V) - 1,
-            calibration=self.config.calibration,
-        )
+            return sampled_softmax(*sample, log_probability_M.to(targets_N.device))
+        num_items = len(self.probability_V) - 1
+        return gbce(*sample, num_items=num_items, calibration=self.config.calibration)
 
     @cached_property
     def _cumulative_V(self) -> Tensor:
