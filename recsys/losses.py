@@ -227,10 +227,13 @@ class _CrossEntropy(torch.autograd.Function):
 
 def leave_out(scores_CV: Tensor, items_CM: Tensor, labels: Sequence[SoftLabels]) -> None:
     """Takes items out of each position's softmax, in place, but for those of its labels."""
-    items_CK = torch.cat([label.items_NK for label in labels], dim=1)
-    kept_CK = scores_CV.gather(1, items_CK)
-    scores_CV.scatter_(1, items_CM, LEFT_OUT)
-    scores_CV.scatter_(1, items_CK, kept_CK)
+    first_C1 = torch.arange(len(scores_CV), device=scores_CV.device)[:, None] * scores_CV.shape[1]
+    labels_CK = first_C1 + torch.cat([label.items_NK for label in labels], dim=1)
+    # By place in the whole: on a CPU torch's scatter into bfloat16 takes ten times as long.
+    flat_S = scores_CV.view(-1)
+    kept_CK = flat_S.take(labels_CK)
+    flat_S.index_fill_(0, (first_C1 + items_CM).flatten(), LEFT_OUT)
+    flat_S.put_(labels_CK, kept_CK)
 
 
 def _normalize(scores_CV: Tensor, labels: SoftLabels) -> tuple[Tensor, Tensor]:
