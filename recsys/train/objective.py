@@ -85,7 +85,8 @@ class LossConfig:
     """t of gbce: 0 is plain binary cross-entropy, 1 gives calibrated probabilities."""
     leave_out_seen: bool = True
     """Whether an item competes with those only that are new to the user, as what is recommended
-    is; one that comes again is still learned."""
+    is. Scores of seen items then mean nothing: leave them in for a service that recommends them
+    again."""
     label_smoothing: float = 0.0
     """Share of the label that a softmax over the catalogue spreads evenly over it, seen items
     included."""
