@@ -38,6 +38,8 @@ class Options:
     """Names of variants; none for all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights, batches and dropout."""
+    num_workers: int | None = None
+    """Workers that train, 0 for a process without Ray; none for as many as the preset has."""
     again: bool = False
     """Whether what has been measured is measured anew."""
     readme: bool = False
@@ -86,7 +88,7 @@ def different(dataset: str, variants: Variants) -> Variants:
 def run(results: Results, options: Options, variants: Variants) -> None:
     """Trains and measures what is not measured yet; seed after seed, so that all get one first."""
     todo = [
-        (Subject(options.dataset, "recsys", name, seed), train_words(options.dataset, flags, seed))
+        (Subject(options.dataset, "recsys", name, seed), train_words(options, flags, seed))
         for seed in options.seeds
         for name, flags in variants.items()
     ]
@@ -101,9 +103,11 @@ def run(results: Results, options: Options, variants: Variants) -> None:
             results.put(subject, line, values(report))
 
 
-def train_words(dataset: str, flags: Sequence[str], seed: int) -> list[str]:
+def train_words(options: Options, flags: Sequence[str], seed: int) -> list[str]:
     """Returns the arguments of `jobs.train`."""
-    return [PRESETS.get(dataset, dataset), *flags, "--train.seed", str(seed)]
+    workers = [] if options.num_workers is None else ["--num-workers", f"{options.num_workers}"]
+    preset = PRESETS.get(options.dataset, options.dataset)
+    return [preset, *flags, *workers, "--train.seed", str(seed)]
 
 
 def prepare(dataset: str, log: str | None) -> Path:
