@@ -17,7 +17,7 @@ from typing import Any
 import tyro
 
 from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
-from benchmarks.variants import METRICS, RUNS, job, spread, train
+from benchmarks.variants import METRICS, RUNS, job, spread, train, train_words
 
 BENCHMARK = "content"
 TEXT = ("--model.content", "text")
@@ -50,6 +50,8 @@ class Options:
     """Names of variants."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights, batches and dropout."""
+    num_workers: int | None = None
+    """Workers that train, 0 for a process without Ray; none for as many as the preset has."""
     readme: bool = False
     """Whether the README gets the table of what is measured, and nothing is trained."""
 
@@ -78,7 +80,7 @@ def measure(results: Results, options: Options, variant: str, seed: int) -> None
     subject = Subject(options.dataset, "recsys", f"{variant}; {held_out}", seed)
     preparation = [options.dataset, "--cold-items", f"{options.cold_items:g}"]
     preparation += ["--content.text-columns", *options.text_columns]
-    training = [options.dataset, *VARIANTS[variant], "--train.seed", str(seed)]
+    training = train_words(options.dataset, VARIANTS[variant], options.num_workers, seed)
     stages = {"prepare": preparation, "train": training}
     line = " && ".join(shlex.join(["python", "-m", f"jobs.{k}", *v]) for k, v in stages.items())
     if results.has(subject, line):

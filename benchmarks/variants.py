@@ -88,7 +88,10 @@ def different(dataset: str, variants: Variants) -> Variants:
 def run(results: Results, options: Options, variants: Variants) -> None:
     """Trains and measures what is not measured yet; seed after seed, so that all get one first."""
     todo = [
-        (Subject(options.dataset, "recsys", name, seed), train_words(options, flags, seed))
+        (
+            Subject(options.dataset, "recsys", name, seed),
+            train_words(options.dataset, flags, options.num_workers, seed),
+        )
         for seed in options.seeds
         for name, flags in variants.items()
     ]
@@ -103,11 +106,12 @@ def run(results: Results, options: Options, variants: Variants) -> None:
             results.put(subject, line, values(report))
 
 
-def train_words(options: Options, flags: Sequence[str], seed: int) -> list[str]:
+def train_words(
+    dataset: str, flags: Sequence[str], num_workers: int | None, seed: int
+) -> list[str]:
     """Returns the arguments of `jobs.train`."""
-    workers = [] if options.num_workers is None else ["--num-workers", f"{options.num_workers}"]
-    preset = PRESETS.get(options.dataset, options.dataset)
-    return [preset, *flags, *workers, "--train.seed", str(seed)]
+    workers = [] if num_workers is None else ["--num-workers", f"{num_workers}"]
+    return [PRESETS.get(dataset, dataset), *flags, *workers, "--train.seed", str(seed)]
 
 
 def prepare(dataset: str, log: str | None) -> Path:
