@@ -4,19 +4,26 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from jobs.command import command
 from jobs.on_ray import start_ray
 from jobs.presets import Preset
 from jobs.train import SCRATCH, train_model
+from recsys.checkpoint import ITEMS
+from recsys.compress.package import calibration_histories
+from recsys.compress.shrink import shrink
 from recsys.data.sequences import Dataset
+from recsys.distill.answers import LiveTeacher, TargetsConfig
 from recsys.distill.objective import Distillation, DistillConfig
-from recsys.distill.targets import TargetsConfig, require_room, write_targets
+from recsys.distill.targets import require_room, write_targets
 from recsys.files import fingerprint, run_stage
-from recsys.models import StudentConfig, load_model
+from recsys.models import StudentConfig, load_model, save
 from recsys.train.fit import NumWorkers, Task, most
 from recsys.train.loop import TrainConfig
 from recsys.train.objective import LossConfig, objective
+
+INITIAL = "initial"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +35,7 @@ class Distill:
     teacher: Path
     """The teacher's model directory."""
     targets: Path
-    """Where the teacher's answers go."""
+    """Where the teacher's answers go, unless it is asked live."""
     output: Path
     """Where the student goes."""
     model: StudentConfig
@@ -37,6 +44,12 @@ class Distill:
     """What is kept of the teacher's answers."""
     distill: DistillConfig
     """How the student listens to the teacher."""
+    start: Literal["fresh", "teacher"] = "fresh"
+    """Where the student's weights start: at random, or as the teacher's, cut to the student's
+    shape."""
+    live: bool = False
+    """Whether the teacher is asked in every step, so that nothing is written: for a log that is
+    small, or targets that are too large."""
     train: TrainConfig
     """How students are trained."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -69,32 +82,51 @@ class Distill:
 
 def run(job: Distill) -> Path:
     """Distils, as far as that is not done, and returns the student's model directory."""
+    job.distill.require(job.keep)
     if job.alone is not None:
         _train_alone(job, job.alone)
-    inputs = {"dataset": job.dataset, "teacher": job.teacher}
+    made_from = {"dataset": job.dataset}
+    if not job.live:
+        run_stage(
+            job.targets,
+            name="targets",
+            config=job.keep,
+            inputs={**made_from, "teacher": job.teacher},
+            build=lambda directory: _write_targets(job, directory),
+        )
+        made_from["targets"] = job.targets
+    if job.live or job.start == "teacher":
+        made_from["teacher"] = job.teacher
+    asked = job.keep if job.live else None
     run_stage(
-        job.targets,
-        name="targets",
-        config=job.keep,
-        inputs=inputs,
-        build=lambda directory: _write_targets(job, directory),
+        job.output,
+        name="distill",
+        config=(job.model, job.distill, job.train, job.num_workers, job.start, asked),
+        inputs=made_from,
+        build=lambda directory: _distill(job, directory, made_from),
+        scratch=(*SCRATCH, INITIAL),
     )
-    made_from = {"dataset": job.dataset, "targets": job.targets}
+    return job.output
+
+
+def _distill(job: Distill, directory: Path, made_from: Mapping[str, Path]) -> None:
+    source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
     task = Task(
         dataset=job.dataset,
         model=job.model,
         train=job.train,
-        objective=Distillation(job.targets, job.distill),
+        objective=Distillation(source, job.distill),
+        initial=_initial(job, directory) if job.start == "teacher" else None,
     )
-    run_stage(
-        job.output,
-        name="distill",
-        config=(job.model, job.distill, job.train, job.num_workers),
-        inputs=made_from,
-        build=lambda directory: _train(job, task, directory, made_from),
-        scratch=SCRATCH,
-    )
-    return job.output
+    _train(job, task, directory, made_from)
+
+
+def _initial(job: Distill, directory: Path) -> Path:
+    """Writes the teacher, cut to the student's shape, and returns its model directory."""
+    dataset = Dataset.open(job.dataset)
+    student = shrink(load_model(job.teacher), job.model, histories=calibration_histories(dataset))
+    save(student, directory / INITIAL, items=job.dataset / ITEMS, role="student")
+    return directory / INITIAL
 
 
 def _train_alone(job: Distill, output: Path) -> None:
@@ -120,9 +152,10 @@ def _train(job: Distill, task: Task, directory: Path, made_from: Mapping[str, Pa
 
 
 def _write_targets(job: Distill, directory: Path) -> None:
-    require_room(Dataset.open(job.dataset), directory, job.keep)
+    teacher = load_model(job.teacher)
+    require_room(Dataset.open(job.dataset), directory, job.keep, teacher.config.width)
     if job.num_target_workers == 0:
-        write_targets(load_model(job.teacher), Dataset.open(job.dataset), directory, job.keep)
+        write_targets(teacher, Dataset.open(job.dataset), directory, job.keep)
         return
     start_ray()
     from recsys.distill.on_ray import write_targets_on_ray

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from jobs.recipes import RecipeFlag
 from recsys.compress import Quantize
 from recsys.data.schema import PrepareConfig
+from recsys.distill.answers import TargetsConfig
 from recsys.distill.objective import DistillConfig
-from recsys.distill.targets import TargetsConfig
 from recsys.models import HSTUConfig, ModelConfig, StudentConfig, TransformerConfig
 from recsys.search.space import ChooseConfig, SearchConfig
 from recsys.train.fit import NumWorkers

@@ -12,6 +12,7 @@ from recsys.compress import (
     PruneFeedForward,
     PruneHeads,
     PruneLayers,
+    PruneWidth,
     Quantize,
     Recipe,
     Step,
@@ -21,6 +22,7 @@ SIZES = {
     "prune-layers": (PruneLayers, "keep"),
     "prune-heads": (PruneHeads, "keep"),
     "prune-feed-forward": (PruneFeedForward, "keep"),
+    "prune-width": (PruneWidth, "keep"),
     "factorize-linears": (FactorizeLinears, "rank"),
     "factorize-items": (FactorizeItems, "rank"),
 }

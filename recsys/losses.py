@@ -56,21 +56,26 @@ def hard_and_soft_cross_entropy(
     table_VD: Tensor,
     targets_N: Tensor,
     teacher_items_NK: Tensor,
-    teacher_scores_NK: Tensor,
+    teacher_NK: Tensor,
     *,
     left_out_NM: Tensor | None = None,
-    soft_weight: float,
+    soft_weight: float | Tensor,
     temperature: float,
 ) -> Tensor:
     """Returns (1 - w) hard + w T^2 soft, summed over positions; scores are computed once for both.
 
     Hinton et al., arXiv 1503.02531. Hard is the cross-entropy of the target; soft that of the
-    teacher's distribution over its K best items, softened by T and renormalised, against the
-    student's over the whole catalogue, softened by the same T. The factor T^2 keeps the gradient's
-    scale whatever the temperature.
+    teacher's distribution over K items, softened by T, against the student's over the whole
+    catalogue, softened by the same T. The factor T^2 keeps the gradient's scale whatever the
+    temperature.
+
+    Args:
+        teacher_NK: the teacher's probabilities of its items, softened by T.
+        soft_weight: w, for all positions or, as N1, for each.
     """
-    hard_N1 = torch.full_like(states_ND[:, :1], 1 - soft_weight)
-    soft_NK = (teacher_scores_NK / temperature).softmax(dim=-1) * (soft_weight * temperature**2)
+    soft_weight_N1 = torch.zeros_like(states_ND[:, :1]) + soft_weight
+    hard_N1 = 1 - soft_weight_N1
+    soft_NK = teacher_NK * (soft_weight_N1 * temperature**2)
     if temperature != 1:
         hard = SoftLabels(targets_N[:, None], hard_N1)
         soft = SoftLabels(teacher_items_NK, soft_NK, temperature)

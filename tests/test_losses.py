@@ -26,7 +26,7 @@ def test_hard_and_soft_by_hand():
         table_VD,
         torch.tensor([1]),
         torch.tensor([[2, 1]]),
-        torch.tensor([[LOG(3), 0.0]]),
+        torch.tensor([[0.75, 0.25]]),
         soft_weight=0.25,
         temperature=1.0,
     )
@@ -40,17 +40,17 @@ def _random(num_positions=50, num_items=30, width=8, top_k=5):
     table_VD = torch.randn(num_items, width, generator=generator)
     targets_N = torch.randint(1, num_items, (num_positions,), generator=generator)
     items_NK = torch.rand(num_positions, num_items, generator=generator).argsort()[:, :top_k]
-    scores_NK = torch.randn(num_positions, top_k, generator=generator)
-    return states_ND, table_VD, targets_N, items_NK, scores_NK
+    teacher_NK = torch.randn(num_positions, top_k, generator=generator).softmax(dim=-1)
+    return states_ND, table_VD, targets_N, items_NK, teacher_NK
 
 
 def test_temperature_softens_both_sides_and_keeps_the_scale():
-    states_ND, table_VD, targets_N, items_NK, scores_NK = _random()
+    states_ND, table_VD, targets_N, items_NK, teacher_NK = _random()
     loss = losses.hard_and_soft_cross_entropy(
-        states_ND, table_VD, targets_N, items_NK, scores_NK, soft_weight=1.0, temperature=2.0
+        states_ND, table_VD, targets_N, items_NK, teacher_NK, soft_weight=1.0, temperature=2.0
     )
     logs = (states_ND @ table_VD.T / 2).log_softmax(dim=-1).gather(1, items_NK)
-    expected = -4 * ((scores_NK / 2).softmax(dim=-1) * logs).sum()
+    expected = -4 * (teacher_NK * logs).sum()
     torch.testing.assert_close(loss, expected)
 
 
@@ -63,7 +63,7 @@ def test_temperature_softens_both_sides_and_keeps_the_scale():
 )
 def test_chunks_change_neither_loss_nor_gradient(fused, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK", 7)
-    states_ND, table_VD, targets_N, items_NK, scores_NK = _random()
+    states_ND, table_VD, targets_N, items_NK, teacher_NK = _random()
     states_ND.requires_grad_()
     table_VD.requires_grad_()
     targets_N[::3] = losses.PADDING
@@ -72,16 +72,14 @@ def test_chunks_change_neither_loss_nor_gradient(fused, monkeypatch):
     hard = functional.cross_entropy(
         logits_NV, targets_N, reduction="sum", ignore_index=losses.PADDING
     )
-    soft_NK = (scores_NK / 2).softmax(dim=-1) * (logits_NV / 2).log_softmax(dim=-1).gather(
-        1, items_NK
-    )
+    soft_NK = teacher_NK * (logits_NV / 2).log_softmax(dim=-1).gather(1, items_NK)
     everywhere = functional.cross_entropy(logits_NV, targets_N, reduction="sum")
     with losses.compiled(fused):
         pairs = [
             (losses.softmax_cross_entropy(states_ND, table_VD, targets_N), hard),
             (
                 losses.hard_and_soft_cross_entropy(
-                    states_ND, table_VD, targets_N, items_NK, scores_NK, **settings
+                    states_ND, table_VD, targets_N, items_NK, teacher_NK, **settings
                 ),
                 0.7 * everywhere - 0.3 * 4 * soft_NK.sum(),
             ),
@@ -97,7 +95,7 @@ def test_chunks_change_neither_loss_nor_gradient(fused, monkeypatch):
 
 def test_items_left_out_are_as_good_as_not_in_the_table_unless_they_are_labels(monkeypatch):
     monkeypatch.setattr(losses, "CHUNK", 7)
-    states_ND, table_VD, targets_N, items_NK, scores_NK = _random()
+    states_ND, table_VD, targets_N, items_NK, teacher_NK = _random()
     states_ND.requires_grad_()
     table_VD.requires_grad_()
     left_out_NM = torch.randint(0, 30, (50, 6), generator=torch.Generator().manual_seed(1))
@@ -110,15 +108,13 @@ def test_items_left_out_are_as_good_as_not_in_the_table_unless_they_are_labels(m
         if labels_NK.shape[1] == 1:
             ours = losses.softmax_cross_entropy(states_ND, table_VD, targets_N, left_out_NM)
         else:
-            plain = (
-                0.4 * plain - 0.6 * (scores_NK.softmax(dim=-1) * logs_NV.gather(1, items_NK)).sum()
-            )
+            plain = 0.4 * plain - 0.6 * (teacher_NK * logs_NV.gather(1, items_NK)).sum()
             ours = losses.hard_and_soft_cross_entropy(
                 states_ND,
                 table_VD,
                 targets_N,
                 items_NK,
-                scores_NK,
+                teacher_NK,
                 left_out_NM=left_out_NM,
                 soft_weight=0.6,
                 temperature=1.0,

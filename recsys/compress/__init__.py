@@ -19,9 +19,11 @@ from recsys.compress.prune import (
     PruneFeedForward,
     PruneHeads,
     PruneLayers,
+    PruneWidth,
     prune_feed_forward,
     prune_heads,
     prune_layers,
+    prune_width,
 )
 from recsys.compress.quantize import Quantize
 from recsys.models import StudentConfig, without_content
@@ -29,7 +31,15 @@ from recsys.models.gru import GRU
 from recsys.models.interface import SequenceModel
 from recsys.models.transformer import Transformer
 
-Step = PruneLayers | PruneHeads | PruneFeedForward | FactorizeLinears | FactorizeItems | Quantize
+Step = (
+    PruneLayers
+    | PruneHeads
+    | PruneFeedForward
+    | PruneWidth
+    | FactorizeLinears
+    | FactorizeItems
+    | Quantize
+)
 Recipe = tuple[Step, ...]
 Recover = Callable[[SequenceModel, int], SequenceModel]
 
@@ -92,6 +102,8 @@ def apply(step: Step, model: SequenceModel, histories: Sequence[np.ndarray]) -> 
             return prune_layers(step, model, histories)
         case PruneHeads():
             return prune_heads(step, model, histories)
+        case PruneWidth():
+            return prune_width(step, model, histories)
         case PruneFeedForward():
             return prune_feed_forward(step, model, histories)
         case FactorizeLinears():

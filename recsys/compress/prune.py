@@ -45,6 +45,16 @@ class PruneHeads:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PruneWidth:
+    """Keeps of item vectors and residual stream the directions in which most is told apart."""
+
+    keep: int
+    """Width that stays."""
+    recover_epochs: int = 0
+    """Epochs of training after the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneFeedForward:
     """Keeps in every layer the feed-forward units that add most to the residual stream."""
 
@@ -117,6 +127,89 @@ def prune_feed_forward(
     return rebuilt(model, smaller, state)
 
 
+def prune_width(
+    step: PruneWidth, model: Transformer, histories: Sequence[np.ndarray]
+) -> Transformer:
+    """Returns the model with narrower item vectors and residual stream.
+
+    Both are turned to their principal directions, and the leading ones stay (Ashkboos et al.,
+    SliceGPT, arXiv 2401.15024). Layer norms subtract the mean, so the direction of all ones is the
+    first that stays and becomes that of all ones again; what scales and shifts a norm has are
+    turned into those maps that read it, but for the first and the last norm, where the nearest
+    scales are taken: of a trained model not all scores stay the same even at full width.
+
+    Raises:
+        ValueError: the model is narrower than what is to stay, or its item table is factored.
+    """
+    config = model.config
+    check_at_most("PruneWidth.keep", step.keep, config.width, "channels")
+    if config.item_rank is not None:
+        raise ValueError("PruneWidth needs a dense item table: prune before factoring")
+    turn_DW, share = _directions(model, histories, step.keep)
+    old = {name: weight.double() for name, weight in model.state_dict().items()}
+    state = dict(old)
+    state["item_embedding.weight"] = old["item_embedding.weight"] @ turn_DW
+    # A norm gives vectors of length sqrt(width), of which a share is in what stays.
+    length = (share * config.width / step.keep) ** 0.5
+    for name in ("embedding_norm", "norm"):
+        scale_D, shift_D = old[f"{name}.weight"], old[f"{name}.bias"]
+        state[f"{name}.weight"] = (turn_DW.square() * scale_D[:, None]).sum(dim=0) * length
+        state[f"{name}.bias"] = shift_D @ turn_DW
+    for layer in range(config.num_layers):
+        block = f"blocks.{layer}."
+        for norm, readers in (("norm_1", ("query", "key", "value")), ("norm_2", ("expand",))):
+            scale_D, shift_D = old[f"{block}{norm}.weight"], old[f"{block}{norm}.bias"]
+            state[f"{block}{norm}.weight"] = torch.full((step.keep,), length)
+            state[f"{block}{norm}.bias"] = (shift_D / _away_from_zero(scale_D)) @ turn_DW
+            for reader in readers:
+                name = _reads(model, block + reader)
+                state[name] = old[name] * scale_D @ turn_DW
+        for writer in ("output", "contract"):
+            name = _writes(model, block + writer)
+            state[name] = turn_DW.T @ old[name]
+    smaller = dataclasses.replace(config, width=step.keep)
+    return rebuilt(model, smaller, {name: w.float() for name, w in state.items()})
+
+
+def _directions(
+    model: Transformer, histories: Sequence[np.ndarray], keep: int
+) -> tuple[Tensor, float]:
+    """Returns turn_DW, W orthonormal columns that span the direction of all ones and the principal
+    ones of the rest, and the share of the squares that is along them."""
+    moments = calibrate(model, histories).moments
+    table_VD = model.item_table().detach().double()
+    counts_V = np.bincount(np.concatenate(histories), minlength=len(table_VD))
+    table_VD = table_VD * torch.from_numpy(counts_V + 1.0).sqrt()[:, None]
+    readers = [m for name, m in moments.items() if name.endswith(("query", "expand"))]
+    total_DD = torch.stack([m / m.trace() for m in (*readers, table_VD.T @ table_VD)]).sum(dim=0)
+    ones_D = torch.full((len(total_DD),), len(total_DD) ** -0.5, dtype=torch.float64)
+    rest_DD = torch.eye(len(total_DD), dtype=torch.float64) - ones_D[:, None] * ones_D
+    vectors_DD = torch.linalg.eigh(rest_DD @ total_DD @ rest_DD).eigenvectors.flip(1)
+    kept_DW = torch.cat([ones_D[:, None], vectors_DD[:, : keep - 1]], dim=1)
+    # A reflection that takes the first axis to all ones.
+    axis_W = torch.full((keep,), keep**-0.5, dtype=torch.float64)
+    axis_W[0] -= 1
+    if keep > 1:
+        kept_DW = kept_DW - 2 * (kept_DW @ axis_W)[:, None] * axis_W / axis_W.dot(axis_W)
+    share = (kept_DW * (total_DD @ kept_DW)).sum() / total_DD.trace()
+    return kept_DW, float(share)
+
+
+def _away_from_zero(scale_D: Tensor) -> Tensor:
+    """Returns scales that can be divided by."""
+    return torch.where(scale_D < 0, -1.0, 1.0) * scale_D.abs().clamp_min(0.1)
+
+
+def _reads(model: Transformer, name: str) -> str:
+    """Returns the name of the weight that takes a linear map's input."""
+    return f"{name}{'.down' if model.config.linear_rank is not None else ''}.weight"
+
+
+def _writes(model: Transformer, name: str) -> str:
+    """Returns the name of the weight that makes a linear map's output."""
+    return f"{name}{'.up' if model.config.linear_rank is not None else ''}.weight"
+
+
 def check_at_most(setting: str, value: int, available: int, what: str) -> None:
     """Raises a ValueError unless 1 <= value <= available."""
     if not 1 <= value <= available:
@@ -145,17 +238,15 @@ def _prune_inner(
     what they add to the residual stream."""
     moments = calibrate(model, histories).moments
     state = dict(model.state_dict())
-    factored = model.config.linear_rank is not None
-    up, down = (".up", ".down") if factored else ("", "")
     for layer in range(model.config.num_layers):
         block = f"blocks.{layer}."
         moment_II = moments[block + consumer]
         weight_OI = dense_weight(state, block + consumer).double()
         kept = choose(weight_OI.T @ weight_OI * moment_II)
-        read = f"{block}{consumer}{down}.weight"
+        read = _reads(model, block + consumer)
         state[read] = _refit(state[read], moment_II, kept)
         for producer in producers:
-            written = f"{block}{producer}{up}.weight"
+            written = _writes(model, block + producer)
             state[written] = state[written][kept]
     return state
 

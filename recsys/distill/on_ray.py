@@ -9,7 +9,12 @@ import torch
 from tqdm import tqdm
 
 from recsys.data.sequences import Dataset
-from recsys.distill.targets import TargetsConfig, shard_ranges, write_shard
+from recsys.distill.targets import (
+    TargetsConfig,
+    shard_ranges,
+    write_item_vectors,
+    write_shard,
+)
 from recsys.models import load_model
 
 
@@ -35,6 +40,7 @@ def write_targets_on_ray(
 ) -> None:
     """Writes what `write_targets` writes, with `num_workers` processes."""
     ray.data.DataContext.get_current().enable_progress_bars = False
+    write_item_vectors(load_model(teacher), directory, config)
     ranges = [{"start": start, "stop": stop} for start, stop in shard_ranges(Dataset.open(dataset))]
     paths = [path.resolve() for path in (teacher, dataset, directory)]
     done = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(

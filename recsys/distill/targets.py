@@ -1,63 +1,60 @@
-"""The teacher's answers, written once: its top items and scores at every training position.
+"""The teacher's answers on disk, written once: its top items and scores at every training position.
 
-`targets/` holds one Arrow file per range of users, a row a training position (numbered as by
-`recsys.data.batches.first_rows`): the K best items, their scores in half precision, and the
-log-normaliser of all scores, so that exp(score - log_normalizer) is the teacher's probability.
+`targets/` holds one Arrow file per range of users, a row a training position
+(numbered as by `recsys.data.batches.first_rows`): the K best items, their scores in half precision,
+the target's score, and the log-normaliser of all scores, so that exp(score - log_normalizer) is the
+teacher's probability; if asked for, a sample of all items and the teacher's states.
 """
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from recsys.config import require_at_least
 from recsys.data.batches import Batch, Window, empty_batch, fill_row, first_rows, pack
 from recsys.data.sequences import Dataset
-from recsys.losses import LEFT_OUT
+from recsys.distill.answers import Answers, Scores, TargetsConfig, ask
 from recsys.models.interface import SequenceModel
-from recsys.train.objective import seen_items, to_tensors
+from recsys.train.objective import TensorBatch, to_tensors
 
 NUM_ROWS = 16  # packed rows a teacher reads at a time
-CHUNK = 2**26  # scores over the catalogue that are in memory at a time
 USERS_PER_SHARD = 2000
+ITEM_VECTORS = "item-vectors.npy"
+STORED = {
+    "items_NK": np.int32,
+    "scores_NK": np.float16,
+    "target_scores_N": np.float16,
+    "sampled_NM": np.int32,
+    "sampled_scores_NM": np.float16,
+    "states_NE": np.float16,
+    "log_normalizers_N": np.float32,
+}
+"""The columns of a file, and their types."""
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TargetsConfig:
-    """What is kept of the teacher's answers."""
-
-    top_k: int = 64
-    """Items kept at each position (K)."""
-    leave_out_seen: bool = True
-    """Whether answers are about what is new to the user, as what is recommended is."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, top_k=self.top_k)
-
-    def bytes_per_position(self) -> int:
-        """Returns the bytes that a training position takes on disk."""
-        return self.top_k * (4 + 2) + 4
-
-
-def require_room(dataset: Dataset, directory: Path, config: TargetsConfig) -> None:
+def require_room(dataset: Dataset, directory: Path, config: TargetsConfig, width: int) -> None:
     """Checks that the targets fit the disk.
+
+    Args:
+        width: of the teacher's states.
 
     Raises:
         ValueError: they do not; with what is needed and what there is.
     """
-    needed = int(first_rows(dataset)[-1]) * config.bytes_per_position()
+    size = config.bytes_per_position(width)
+    needed = int(first_rows(dataset)[-1]) * size
     written = sum(path.stat().st_size for path in directory.glob("targets-*.arrow"))
     free = shutil.disk_usage(directory).free + written  # an interrupted writing keeps its files
     if needed > free:
         raise ValueError(
-            f"the targets need {needed / 2**30:.1f} GiB ({config.bytes_per_position()} bytes a "
-            f"position) and {directory} has {free / 2**30:.1f} GiB left: keep a smaller top-k"
+            f"the targets need {needed / 2**30:.1f} GiB ({size} bytes a position) and {directory} "
+            f"has {free / 2**30:.1f} GiB left: keep a smaller top-k, or fewer sampled or no vectors"
         )
 
 
@@ -71,8 +68,16 @@ def write_targets(
     teacher: SequenceModel, dataset: Dataset, directory: Path, config: TargetsConfig
 ) -> None:
     """Writes the targets of all users; files already there are kept."""
+    write_item_vectors(teacher, directory, config)
     for users in tqdm(shard_ranges(dataset), desc="targets", disable=None, leave=False):
         write_shard(teacher, dataset, directory, users, config)
+
+
+def write_item_vectors(teacher: SequenceModel, directory: Path, config: TargetsConfig) -> None:
+    """Writes the teacher's item table in half precision, if it is to be kept."""
+    if config.vectors:
+        with torch.inference_mode():
+            np.save(directory / ITEM_VECTORS, teacher.item_table().half().numpy())
 
 
 def write_shard(
@@ -87,17 +92,30 @@ def write_shard(
     if path.exists():
         return path
     first = first_rows(dataset)
-    num_positions = int(first[users[1]] - first[users[0]])
-    top_k = min(config.top_k, dataset.num_items_with_padding - 1)
-    items_NK = np.zeros((num_positions, top_k), np.int32)
-    scores_NK = np.zeros((num_positions, top_k), np.float16)
-    log_normalizers_N = np.zeros(num_positions, np.float32)
+    # Of the range's own, so that it is the same whoever writes it, and when.
+    generator = torch.Generator().manual_seed(users[0])
+    columns = _zeros(int(first[users[1]] - first[users[0]]), teacher, dataset, config)
     for batch in _teacher_batches(dataset, users, teacher.config.max_length):
-        rows, items, scores, normalizers = _answer(teacher, batch, top_k, config.leave_out_seen)
-        at = rows - first[users[0]]
-        items_NK[at], scores_NK[at], log_normalizers_N[at] = items, scores, normalizers
-    _write(path, items_NK, scores_NK, log_normalizers_N)
+        rows_N = batch.rows_BL[batch.rows_BL >= 0] - first[users[0]]
+        scores = ask(teacher, to_tensors(batch, CPU), config, generator)
+        for name, values in columns.items():
+            values[rows_N] = getattr(scores, name).numpy()
+    _write(path, columns)
     return path
+
+
+def _zeros(
+    size: int, teacher: SequenceModel, dataset: Dataset, config: TargetsConfig
+) -> dict[str, np.ndarray]:
+    """Returns the columns of a file of `size` positions, but for those that are not kept."""
+    top_k = min(config.top_k, dataset.num_items_with_padding - 1)
+    sizes = {"K": top_k, "M": config.num_sampled, "E": teacher.config.width * config.vectors}
+    shapes = {name: [sizes[d] for d in name.rpartition("_")[2][1:]] for name in STORED}
+    return {
+        name: np.zeros((size, *shape), STORED[name])
+        for name, shape in shapes.items()
+        if 0 not in shape
+    }
 
 
 def _teacher_batches(dataset: Dataset, users: tuple[int, int], length: int) -> Iterator[Batch]:
@@ -139,43 +157,22 @@ def _silence_overlap(batch: Batch, index: int, row: list[Window], length: int) -
         at += window.stop - window.start
 
 
-@torch.inference_mode()
-def _answer(
-    teacher: SequenceModel, batch: Batch, top_k: int, leave_out_seen: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns row numbers, items, scores and log-normalisers of the asked positions."""
-    inputs, asked_BL = to_tensors(batch, CPU).inputs, torch.from_numpy(batch.rows_BL >= 0)
-    states_ND, seen_NL = teacher.encode(inputs)[asked_BL], seen_items(inputs)[asked_BL]
-    table_VD = teacher.item_table()
-    size = max(CHUNK // len(table_VD), 1)
-    parts = []
-    for states, seen in zip(states_ND.split(size), seen_NL.split(size), strict=True):
-        scores_NV = states @ table_VD.T
-        if leave_out_seen:
-            scores_NV.scatter_(1, seen, LEFT_OUT)
-        scores_NV[:, 0] = -torch.inf
-        top = scores_NV.topk(top_k, dim=-1)
-        parts.append((top.indices, top.values, scores_NV.logsumexp(dim=-1)))
-    items, scores, normalizers = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
-    return batch.rows_BL[batch.rows_BL >= 0], items, scores, normalizers
-
-
-def _write(path: Path, items_NK: np.ndarray, scores_NK: np.ndarray, normalizers_N: np.ndarray):
-    top_k = items_NK.shape[1]
-    columns = {
-        "items": pa.FixedSizeListArray.from_arrays(pa.array(items_NK.reshape(-1)), top_k),
-        "scores": pa.FixedSizeListArray.from_arrays(pa.array(scores_NK.reshape(-1)), top_k),
-        "log_normalizer": pa.array(normalizers_N),
-    }
-    table = pa.table(columns)
+def _write(path: Path, columns: dict[str, np.ndarray]) -> None:
+    table = pa.table({name: _column(values) for name, values in columns.items()})
     beside = path.with_suffix(".tmp")
     with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=max(len(table), 1))
     beside.replace(path)
 
 
+def _column(values: np.ndarray) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
 class Targets:
-    """Read access to `targets/` through a memory map."""
+    """A `Teacher` that has spoken: read access to `targets/` through a memory map."""
 
     def __init__(self, directory: Path):
         """Opens all files.
@@ -186,33 +183,54 @@ class Targets:
         paths = sorted(directory.glob("targets-*.arrow"))
         if not paths:
             raise ValueError(f"{directory} holds no targets; run jobs.distill")
+        self.directory = directory
         self.shards = [_read(path) for path in paths]
-        self.starts = np.cumsum([0, *(len(items_NK) for items_NK, _ in self.shards)])
+        self.starts = np.cumsum([0, *(len(shard["items_NK"]) for shard in self.shards)])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def look_up(self, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns items_NK (int64) and scores_NK (float32) of training positions."""
-        top_k = self.shards[0][0].shape[1]
-        items_NK = np.empty((len(rows_N), top_k), np.int64)
-        scores_NK = np.empty((len(rows_N), top_k), np.float32)
+    @property
+    def columns(self) -> set[str]:
+        """Names of what is kept."""
+        return set(self.shards[0])
+
+    def look_up(self, rows_N: np.ndarray) -> Answers:
+        """Returns the answers at training positions, by their numbers."""
         shard_N = np.searchsorted(self.starts, rows_N, side="right") - 1
-        for shard in np.unique(shard_N):
-            mine = shard_N == shard
-            local = rows_N[mine] - self.starts[shard]
-            items, scores = self.shards[shard]
-            items_NK[mine], scores_NK[mine] = items[local], scores[local]
-        return items_NK, scores_NK
+        local_N = rows_N - self.starts[shard_N]
+        found = {}
+        for name, stored in STORED.items():
+            shape = self.shards[0][name].shape[1:] if name in self.columns else (0,)
+            dtype = np.int64 if stored is np.int32 else np.float32
+            values = np.empty((len(rows_N), *shape), dtype)
+            for shard in np.unique(shard_N) if name in self.columns else ():
+                mine = shard_N == shard
+                values[mine] = self.shards[shard][name][local_N[mine]]
+            found[name] = torch.from_numpy(values)
+        return Scores(**found).answers()
+
+    def answers(self, batch: TensorBatch) -> Answers:
+        """Returns the answers at the batch's training positions, in order."""
+        rows_N = batch.rows_BL[batch.rows_BL >= 0]
+        found = self.look_up(rows_N.cpu().numpy())
+        return Answers(*(values.to(rows_N.device) for values in found))
+
+    def item_vectors(self) -> Tensor:
+        """Returns the teacher's table_VE, in half precision."""
+        path = self.directory / ITEM_VECTORS
+        if not path.exists():
+            raise ValueError(f"{self.directory} holds no vectors: write it with --keep.vectors")
+        return torch.from_numpy(np.load(path))
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read(path: Path) -> dict[str, np.ndarray]:
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    items, scores = (table[name].combine_chunks() for name in ("items", "scores"))
-    if isinstance(items, pa.ChunkedArray):
-        items, scores = items.chunk(0), scores.chunk(0)
-    top_k = items.type.list_size
-    return (
-        items.values.to_numpy(zero_copy_only=True).reshape(-1, top_k),
-        scores.values.to_numpy(zero_copy_only=True).reshape(-1, top_k),
-    )
+    return {name: _values(table[name].combine_chunks()) for name in table.column_names}
+
+
+def _values(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy(zero_copy_only=True)
+    return column.values.to_numpy(zero_copy_only=True).reshape(-1, column.type.list_size)

@@ -243,6 +243,7 @@ class _Run:
         torch.manual_seed((self.config.seed << 40) + (self.workers.rank << 32) + self.step)
         self.model.train()
         batch = to_tensors(batches.batch(index), self.device)
+        batch = batch._replace(progress=self.step / self.total_steps)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss = self.objective(self.model, batch)
         scale = 1 / batches.num_targets(index)

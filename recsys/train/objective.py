@@ -29,6 +29,8 @@ class TensorBatch(NamedTuple):
     inputs: PackedRows
     targets_BL: Tensor
     rows_BL: Tensor
+    progress: float = 0.0
+    """Share of all steps that is done."""
 
 
 class Objective(Protocol):

@@ -6,8 +6,9 @@ import torch
 
 from recsys.data.batches import Batches, first_rows
 from recsys.distill import targets as module
+from recsys.distill.answers import TargetsConfig
 from recsys.distill.objective import Distillation, DistillConfig
-from recsys.distill.targets import Targets, TargetsConfig, require_room, write_targets
+from recsys.distill.targets import Targets, require_room, write_targets
 from recsys.models import TransformerConfig, build, save
 from recsys.models.interface import torch_scorer
 from recsys.train.objective import seen_items, to_tensors
@@ -16,6 +17,12 @@ TOP_K = 5
 MODEL = TransformerConfig(
     width=16, num_layers=1, num_heads=2, head_width=8, feed_forward_width=32, max_length=8
 )
+
+EVERYTHING = TargetsConfig(top_k=TOP_K, num_sampled=6, vectors=True)
+
+
+def batches_of(dataset):
+    return Batches(dataset, num_rows=4, length=8, seed=0, epoch=0)
 
 
 @pytest.fixture
@@ -31,22 +38,50 @@ def small_shards(monkeypatch):
 
 @pytest.mark.parametrize("leave_out_seen", [True, False])
 def test_every_position_has_the_teachers_own_answer(dataset, teacher, leave_out_seen, tmp_path):
-    config = TargetsConfig(top_k=TOP_K, leave_out_seen=leave_out_seen)
+    config = replace(EVERYTHING, leave_out_seen=leave_out_seen)
     write_targets(teacher, dataset, tmp_path, config)
     targets = Targets(tmp_path)
     first = first_rows(dataset)
     assert len(targets) == first[-1]
     score = torch_scorer(teacher)
+    num_items = dataset.num_items_with_padding - 1
     for user in range(dataset.num_users):
         for position in range(min(int(dataset.train_length_U[user]) - 1, MODEL.max_length)):
             history = dataset.history(user)[: position + 1]
-            scores_V = score([history])[0]
+            scores_V = score([history])[0].astype(np.float64)
+            target = dataset.history(user)[position + 1]
+            target_score = scores_V[target]
             scores_V[0] = -np.inf
             if leave_out_seen:
                 scores_V[history] = -np.inf
-            items_NK, scores_NK = targets.look_up(np.array([first[user] + position]))
-            np.testing.assert_allclose(np.sort(scores_V)[::-1][:TOP_K], scores_NK[0], atol=2e-3)
-            np.testing.assert_allclose(scores_V[items_NK[0]], scores_NK[0], atol=2e-3)
+            logs_V = scores_V - np.log(np.exp(scores_V).sum())
+            found = targets.look_up(np.array([first[user] + position]))
+            answers = type(found)(*(value[0].numpy() for value in found))
+            best_K = np.sort(logs_V)[::-1][:TOP_K]
+            np.testing.assert_allclose(answers.logs_NK, best_K, atol=2e-3)
+            np.testing.assert_allclose(logs_V[answers.items_NK], best_K, atol=2e-3)
+            log_of_target = logs_V[target] + target_score - scores_V[target]
+            assert answers.target_logs_N == pytest.approx(log_of_target, abs=2e-3)
+            assert (answers.sampled_NM >= 1).all()
+            assert (answers.sampled_NM <= num_items).all()
+            logs_V[answers.items_NK] = -np.inf
+            np.testing.assert_allclose(
+                answers.sampled_logs_NM, logs_V[answers.sampled_NM], atol=2e-3
+            )
+            np.testing.assert_allclose(
+                targets.item_vectors().float().numpy()[1:] @ answers.states_NE,
+                score([history])[0][1:],
+                atol=5e-3,
+            )
+
+
+def test_probabilities_of_a_sample_add_up_to_the_rest_of_the_catalogue(dataset, teacher, tmp_path):
+    write_targets(teacher, dataset, tmp_path, replace(EVERYTHING, num_sampled=64))
+    answers = Targets(tmp_path).look_up(np.arange(first_rows(dataset)[-1]))
+    best_N = answers.logs_NK.exp().sum(dim=1)
+    stands_for = (dataset.num_items_with_padding - 1) / 64
+    rest_N = answers.sampled_logs_NM.exp().sum(dim=1) * stands_for
+    assert (best_N + rest_N).mean() == pytest.approx(1, abs=0.01)
 
 
 def test_long_sequences_are_answered_once_with_at_least_half_a_window(dataset):
@@ -66,7 +101,7 @@ def test_long_sequences_are_answered_once_with_at_least_half_a_window(dataset):
 def test_workers_write_what_one_process_writes(dataset, dataset_directory, teacher, tmp_path):
     from recsys.distill.on_ray import write_targets_on_ray
 
-    config = TargetsConfig(top_k=TOP_K)
+    config = EVERYTHING
     save(teacher, tmp_path / "teacher", items=dataset_directory / "items.parquet", role="teacher")
     for name in ("alone", "together"):
         (tmp_path / name).mkdir()
@@ -83,13 +118,19 @@ def test_workers_write_what_one_process_writes(dataset, dataset_directory, teach
 
 def test_targets_that_do_not_fit_the_disk_are_refused_with_the_number(dataset, tmp_path):
     with pytest.raises(ValueError, match=r"need [\d.]+ GiB \(\d+ bytes a position\)"):
-        require_room(dataset, tmp_path, TargetsConfig(top_k=10**12))
+        require_room(dataset, tmp_path, TargetsConfig(top_k=10**12), width=16)
+
+
+def test_the_bytes_of_a_position_are_those_on_disk(dataset, teacher, tmp_path):
+    write_targets(teacher, dataset, tmp_path, EVERYTHING)
+    arrays = [values for shard in Targets(tmp_path).shards for values in shard.values()]
+    written = sum(values.nbytes for values in arrays)
+    assert written == EVERYTHING.bytes_per_position(MODEL.width) * first_rows(dataset)[-1]
 
 
 def test_the_objective_looks_up_the_answers_of_its_positions(dataset, teacher, tmp_path):
     write_targets(teacher, dataset, tmp_path, TargetsConfig(top_k=TOP_K))
-    batches = Batches(dataset, num_rows=4, length=8, seed=0, epoch=0)
-    batch = to_tensors(batches.batch(0), torch.device("cpu"))
+    batch = to_tensors(batches_of(dataset).batch(0), torch.device("cpu"))
     student = build(replace(MODEL, dropout=0.0), dataset.num_items_with_padding)
     objective = Distillation(tmp_path, DistillConfig(soft_weight=0.6, temperature=2.0))
     logits_BLV = student.encode(batch.inputs) @ student.item_table().T
@@ -106,21 +147,22 @@ def test_the_objective_looks_up_the_answers_of_its_positions(dataset, teacher, t
         strict=True,
     ):
         if row >= 0:
-            items, scores = (torch.from_numpy(a[0]) for a in targets.look_up(np.array([row])))
-            soft = ((scores / 2).softmax(-1) * (logits_V / 2).log_softmax(-1)[items]).sum()
+            answers = targets.look_up(np.array([row]))
+            items, logs = answers.items_NK[0], answers.logs_NK[0]
+            soft = ((logs / 2).softmax(-1) * (logits_V / 2).log_softmax(-1)[items]).sum()
             expected -= 0.4 * logits_V.log_softmax(-1)[item] + 0.6 * 4 * soft
     torch.testing.assert_close(objective(student, batch), expected)
 
 
 def test_interrupted_writing_goes_on(dataset, teacher, tmp_path):
-    config = TargetsConfig(top_k=TOP_K)
+    config = EVERYTHING
     write_targets(teacher, dataset, tmp_path, config)
-    files = sorted(tmp_path.iterdir())
+    files = sorted(tmp_path.glob("*.arrow"))
     assert len(files) > 1
     before = {path: path.read_bytes() for path in files}
     files[-1].unlink()
     write_targets(teacher, dataset, tmp_path, config)
-    assert {path: path.read_bytes() for path in sorted(tmp_path.iterdir())} == before
+    assert {path: path.read_bytes() for path in sorted(tmp_path.glob("*.arrow"))} == before
 
 
 def test_a_directory_without_targets_is_refused(tmp_path):

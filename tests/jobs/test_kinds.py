@@ -1,6 +1,7 @@
 """Every kind of model takes the way through the stages that is its own."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import pytest
 from jobs import compress, distill, ensemble, evaluate, train
 from jobs.compress import Compress
 from recsys.compress import FactorizeItems, Quantize
+from recsys.distill.answers import TargetsConfig
 from recsys.distill.objective import DistillConfig
-from recsys.distill.targets import TargetsConfig
 from recsys.evaluate.engine import OnnxModel
 from recsys.models import GRUConfig, HSTUConfig, TransformerConfig, load_model
 from recsys.train.loop import TrainConfig
@@ -19,6 +20,7 @@ TRANSFORMER = TransformerConfig(
     width=16, num_layers=1, num_heads=1, head_width=16, feed_forward_width=16, max_length=12
 )
 HSTU = HSTUConfig(width=16, num_layers=1, num_heads=2, head_width=8, max_length=12, time="target")
+CUT = replace(TRANSFORMER, width=12, feed_forward_width=8)
 GRU = GRUConfig(width=16, hidden_width=16, max_length=12)
 
 
@@ -100,6 +102,45 @@ def test_a_gru_learns_from_an_ensemble_is_compressed_and_served(
     assert load_model(compressed).config.item_rank == 12
     items_BK, _ = OnnxModel(compressed).top_k([np.array([1, 2, 3])], 5)
     assert items_BK.shape == (1, 5)
+
+
+def test_a_student_starts_as_its_teacher_and_asks_it_live(directory, dataset_directory):
+    job = distill.Distill(
+        dataset=dataset_directory,
+        teacher=directory / "transformer",
+        targets=directory / "no-targets",
+        output=directory / "cut",
+        model=replace(CUT, dropout=0.0),
+        keep=TargetsConfig(top_k=5, num_sampled=4),
+        distill=DistillConfig(soft="probabilities"),
+        train=replace(TRAIN, epochs=1),
+        start="teacher",
+        live=True,
+    )
+    cut = load_model(distill.run(job))
+    assert cut.config == job.model
+    assert not job.targets.exists()
+    assert report_of(job.output)["ndcg@10"] > 0.3  # after one epoch
+    assert not (job.output / "initial").exists()
+
+
+def test_a_student_that_is_no_smaller_teacher_is_refused(directory, dataset_directory):
+    job = distill.Distill(
+        dataset=dataset_directory,
+        teacher=directory / "teacher",
+        targets=directory / "targets",
+        output=directory / "none",
+        model=GRU,
+        keep=TargetsConfig(top_k=5),
+        distill=DistillConfig(),
+        train=TRAIN,
+        start="teacher",
+    )
+    with pytest.raises(ValueError, match="only a transformer starts as its teacher"):
+        distill.run(job)
+    wider = replace(job, teacher=directory / "transformer", model=replace(CUT, head_width=4))
+    with pytest.raises(ValueError, match="give the student the teacher's"):
+        distill.run(wider)
 
 
 def test_what_cannot_be_served_is_not_compressed(directory, dataset_directory):

@@ -15,8 +15,8 @@ from jobs import distill, train
 from jobs.search import Search
 from jobs.search import run as run_search
 from recsys.compress import Quantize
+from recsys.distill.answers import TargetsConfig
 from recsys.distill.objective import DistillConfig
-from recsys.distill.targets import TargetsConfig
 from recsys.models import TransformerConfig
 from recsys.search import trial
 from recsys.search.space import ChooseConfig, Point, SearchConfig

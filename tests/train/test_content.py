@@ -13,7 +13,8 @@ from recsys.compress.package import package
 from recsys.data.content import ContentConfig, mean_of, write_content
 from recsys.data.sequences import Dataset
 from recsys.data.synthetic import SyntheticConfig
-from recsys.distill.targets import TargetsConfig, write_targets
+from recsys.distill.answers import TargetsConfig
+from recsys.distill.targets import write_targets
 from recsys.evaluate.report import evaluate_scorer
 from recsys.models import TransformerConfig, load_model, without_encoder
 from recsys.models.interface import torch_scorer

@@ -1,0 +1,192 @@
+import typing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.data.batches import Batches
+from recsys.distill.answers import LiveTeacher, TargetsConfig
+from recsys.distill.objective import NEEDS_SAMPLE, Distillation, DistillConfig, Soft
+from recsys.distill.targets import Targets, write_targets
+from recsys.models import TransformerConfig, build, save
+from recsys.train.objective import to_tensors
+
+MODEL = TransformerConfig(
+    width=16, num_layers=1, num_heads=2, head_width=8, feed_forward_width=32, max_length=20
+)
+STUDENT = replace(MODEL, width=8, num_heads=1, dropout=0.0)
+KEEP = TargetsConfig(top_k=5, num_sampled=8, vectors=True)
+KINDS = typing.get_args(Soft)
+
+
+@pytest.fixture(scope="module")
+def directory(dataset, dataset_directory, tmp_path_factory):
+    """A teacher with opinions, and what it says."""
+    directory = tmp_path_factory.mktemp("distill")
+    torch.manual_seed(0)
+    teacher = build(MODEL, dataset.num_items_with_padding).eval()
+    with torch.no_grad():
+        for parameter in teacher.item_embedding.parameters():
+            parameter.mul_(30)
+    items = dataset_directory / "items.parquet"
+    save(teacher, directory / "teacher", items=items, role="teacher")
+    (directory / "targets").mkdir()
+    write_targets(teacher, dataset, directory / "targets", KEEP)
+    return directory
+
+
+@pytest.fixture
+def batch(dataset):
+    batches = Batches(dataset, num_rows=4, length=20, seed=0, epoch=0)
+    return to_tensors(batches.batch(0), torch.device("cpu"))
+
+
+@pytest.fixture
+def student(dataset):
+    torch.manual_seed(1)
+    return build(STUDENT, dataset.num_items_with_padding)
+
+
+def fit(student, objective, batch, steps=60):
+    """Returns the loss before and after some steps."""
+    optimizer = torch.optim.Adam(student.parameters(), 0.02)
+    first = objective(student, batch).item()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        objective(student, batch).backward()
+        optimizer.step()
+    return first, objective(student, batch).item()
+
+
+def agreement(student, batch, answers):
+    """Returns the share of pairs that the student orders as the teacher does: of its best items
+    among themselves, and of one of them and one of the sample."""
+    asked = batch.rows_BL >= 0
+    with torch.inference_mode():
+        scores_NV = student.encode(batch.inputs)[asked] @ student.item_table().T
+    best_NK = scores_NV.gather(1, answers.items_NK)
+    others_NM = scores_NV.gather(1, answers.sampled_NM)
+    counts_NM = ~answers.sampled_logs_NM.isneginf()
+    above_NKM = (best_NK[:, :, None] > others_NM[:, None]).transpose(1, 2)[counts_NM]
+    first, second = torch.triu_indices(5, 5, 1)
+    return (
+        (best_NK[:, first] > best_NK[:, second]).float().mean().item(),
+        above_NKM.float().mean().item(),
+    )
+
+
+@pytest.mark.parametrize("soft", KINDS)
+def test_by_any_loss_a_student_learns_what_the_teacher_would_recommend(
+    directory, batch, student, soft
+):
+    objective = Distillation(directory / "targets", DistillConfig(soft=soft, soft_weight=0.9))
+    answers = objective.teacher.answers(batch)
+    start = agreement(student, batch, answers)
+    before, after = fit(student, objective, batch)
+    assert after < before
+    end = agreement(student, batch, answers)
+    assert end[0] > start[0] + 0.03
+    if soft in ("kl", "probabilities", "relaxed-ranking", "union"):  # they know of others, too
+        assert end[1] > start[1] + 0.3
+
+
+@pytest.mark.parametrize("soft", KINDS)
+def test_with_no_weight_only_the_log_is_learned(directory, batch, student, soft):
+    silent = DistillConfig(soft=soft, soft_weight=0.0)
+    loss = Distillation(directory / "targets", silent)(student, batch)
+    plain = Distillation(directory / "targets", DistillConfig(soft_weight=0.0))(student, batch)
+    torch.testing.assert_close(loss, plain)
+
+
+@pytest.mark.parametrize("weight", ["hint_weight", "contrast_weight", "relation_weight"])
+def test_vectors_are_matched_on_top_of_labels(directory, batch, student, weight):
+    plain, matched = (
+        Distillation(directory / "targets", config)
+        for config in (DistillConfig(), DistillConfig(**{weight: 2.0}))
+    )
+    extra = [matched(student, batch) - plain(student, batch)]
+    assert extra[0] > 0
+    fit(student, matched, batch)
+    extra.append(matched(student, batch) - plain(student, batch))
+    assert extra[1] < extra[0]
+
+
+def test_a_live_teacher_gives_the_loss_of_a_stored_one(directory, batch, student):
+    config = DistillConfig(soft_weight=0.6, hint_weight=0.3)
+    stored = Distillation(directory / "targets", config)
+    live = Distillation(LiveTeacher(directory / "teacher", KEEP), config)
+    said, read = live.teacher.answers(batch), stored.teacher.answers(batch)
+    for name in ("items_NK", "logs_NK", "target_logs_N", "states_NE"):
+        torch.testing.assert_close(getattr(said, name), getattr(read, name), rtol=1e-2, atol=1e-2)
+    vectors = live.teacher.item_vectors()
+    torch.testing.assert_close(vectors, stored.teacher.item_vectors().float(), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(live(student, batch), stored(student, batch), rtol=1e-3, atol=1e-2)
+
+
+def test_the_weight_moves_evenly_to_its_end(directory, batch, student):
+    def loss(progress: float, **settings: float) -> torch.Tensor:
+        objective = Distillation(directory / "targets", DistillConfig(**settings))
+        return objective(student, batch._replace(progress=progress))
+
+    moving = {"soft_weight": 0.9, "soft_weight_at_end": 0.1}
+    for progress, weight in ((0.0, 0.9), (0.25, 0.7), (1.0, 0.1)):
+        torch.testing.assert_close(loss(progress, **moving), loss(0.5, soft_weight=weight))
+
+
+def test_a_teacher_is_trusted_less_where_it_missed_the_target(directory, batch):
+    objective = Distillation(directory / "targets", DistillConfig(trust=True, soft_weight=0.8))
+    answers = objective.teacher.answers(batch)
+    weights_N = objective._soft_weight(answers, 0.0)[:, 0]
+    order = answers.target_logs_N.argsort()
+    assert (weights_N[order].diff() >= 0).all()
+    assert weights_N.max() == pytest.approx(0.8)
+    assert weights_N.min() < 0.4
+
+
+@pytest.mark.parametrize("soft", NEEDS_SAMPLE)
+def test_a_loss_that_needs_a_sample_is_refused_without_one(soft):
+    with pytest.raises(ValueError, match=r"need a sample of all items.*--keep.num-sampled 64"):
+        DistillConfig(soft=soft).require(TargetsConfig())
+
+
+def test_a_loss_that_needs_vectors_is_refused_without_them(dataset, directory, tmp_path):
+    config = DistillConfig(relation_weight=1.0)
+    with pytest.raises(ValueError, match=r"need the teacher's vectors.*--keep.vectors"):
+        config.require(replace(KEEP, vectors=False))
+    teacher = LiveTeacher(directory / "teacher", KEEP).model
+    write_targets(teacher, dataset, tmp_path, TargetsConfig(top_k=5))
+    with pytest.raises(ValueError, match=r"need the teacher's vectors"):
+        _ = Distillation(tmp_path, config).teacher
+    with pytest.raises(ValueError, match="holds no vectors"):
+        Targets(tmp_path).item_vectors()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"soft_weight": 1.5}, "soft_weight must be in"),
+        ({"soft_weight_at_end": -0.1}, "soft_weight_at_end must be in"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"soft": "probabilities", "temperature": 2.0}, "take kl for another"),
+        ({"hint_weight": -1.0}, "hint_weight must be at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DistillConfig(**settings)
+
+
+def test_the_students_own_favourites_are_what_it_would_recommend(dataset, student, batch):
+    from recsys.distill.objective import NUM_OWN, _own_best
+    from recsys.train.objective import seen_items
+
+    asked = batch.rows_BL >= 0
+    states_ND = student.encode(batch.inputs)[asked]
+    seen_NL = seen_items(batch.inputs)[asked]
+    found_NJ = _own_best(states_ND, student.item_table(), seen_NL).numpy()
+    scores_NV = (states_ND @ student.item_table().T).detach().numpy()
+    for own_J, scores_V, seen_L in zip(found_NJ, scores_NV, seen_NL.numpy(), strict=True):
+        scores_V[seen_L] = -np.inf
+        scores_V[0] = -np.inf
+        np.testing.assert_array_equal(own_J, np.argsort(-scores_V)[:NUM_OWN])
