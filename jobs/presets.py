@@ -151,6 +151,10 @@ AMAZON_SPORTS = replace(
     AMAZON_BEAUTY, description="Amazon Sports 2014, a shop: short histories, sparse."
 )
 
+YELP = replace(
+    AMAZON_BEAUTY, description="Yelp 2019, places: short histories, sparse, with repeat visits."
+)
+
 AMAZON_MULTI = Preset(
     description="Six Amazon shops in one: 125 thousand items.",
     prepare=PrepareConfig(source="log"),
@@ -171,4 +175,5 @@ PRESETS = {
     "amazon-beauty": AMAZON_BEAUTY,
     "amazon-sports": AMAZON_SPORTS,
     "amazon-multi": AMAZON_MULTI,
+    "yelp": YELP,
 }

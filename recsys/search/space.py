@@ -82,10 +82,9 @@ def choices(config: SearchConfig) -> dict[str, tuple]:
     }
 
 
-def point_from(sample: Mapping[str, Any], student: StudentConfig, config: SearchConfig) -> Point:
-    """Returns the point that a sample describes; what is not searched is taken from `student`."""
-    width, inner = sample["width"], sample["width"] * sample["expansion"]
-    shape: dict[str, int]
+def shaped(student: StudentConfig, width: int, num_layers: int, expansion: int) -> StudentConfig:
+    """Returns the student at another width and depth, heads and inner widths going along."""
+    inner, shape = width * expansion, dict[str, int]()
     match student:
         case TransformerConfig():
             heads = {"num_heads": max(1, width // 16), "head_width": min(16, width + width % 2)}
@@ -93,7 +92,13 @@ def point_from(sample: Mapping[str, Any], student: StudentConfig, config: Search
         case GRUConfig():
             shape = {"hidden_width": inner}
     # No rank of the item table: that is a step of the recipe.
-    model = replace(student, width=width, num_layers=sample["num_layers"], item_rank=None, **shape)
+    return replace(student, width=width, num_layers=num_layers, item_rank=None, **shape)
+
+
+def point_from(sample: Mapping[str, Any], student: StudentConfig, config: SearchConfig) -> Point:
+    """Returns the point that a sample describes; what is not searched is taken from `student`."""
+    width = sample["width"]
+    model = shaped(student, width, sample["num_layers"], sample["expansion"])
     steps: list[Step] = []
     if sample["item_rank_share"]:
         rank = max(1, round(width * sample["item_rank_share"]))

@@ -1,0 +1,103 @@
+"""Which way of teaching wins where: `python -m benchmarks.distill_losses amazon-beauty --log LOG`.
+
+The preset's student of the preset's teacher, alone and by every loss, one flag changed at a time.
+Test metrics, full ranking, seen items removed. Rows go to benchmarks/results/distill_losses.json;
+`--readme` writes the table between the markers `distill_losses-<dataset>` of the README.
+"""
+
+import shlex
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import tyro
+
+from benchmarks import students
+from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
+from benchmarks.students import Material
+from benchmarks.variants import METRICS, RUNS, spread
+from recsys.distill.objective import Soft
+from recsys.files import read_json
+
+BENCHMARK = "distill_losses"
+ALONE = "alone"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    ALONE: (),
+    **{soft: ("--distill.soft", soft) for soft in typing.get_args(Soft)},
+    "kl, temperature 2": ("--distill.temperature", "2"),
+    "kl, no hard labels": ("--distill.soft-weight", "1"),
+    "kl, hard labels last": ("--distill.soft-weight", "1", "--distill.soft-weight-at-end", "0.3"),
+    "kl, trust": ("--distill.trust",),
+    "kl and hint": ("--distill.hint-weight", "1"),
+    "kl and contrast": ("--distill.contrast-weight", "0.1"),
+    "kl and relation": ("--distill.relation-weight", "10"),
+    "kl, live": ("--live",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(students.Options):
+    """Which losses to measure."""
+
+    only: tuple[str, ...] = tuple(VARIANTS)
+    """Names of losses."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.only) - set(VARIANTS)
+        if unknown:
+            raise ValueError(f"no loss {', '.join(sorted(unknown))}; known: {list(VARIANTS)}")
+
+
+def main(options: Options) -> None:
+    """Trains what is not measured yet, and prints the table."""
+    results = Results(BENCHMARK)
+    if not options.readme:
+        measure(results, options)
+    text = markdown([row for row in results.rows() if row.dataset == options.dataset])
+    print(text)
+    if options.readme:
+        write_block(f"{BENCHMARK}-{options.dataset}", text)
+
+
+def measure(results: Results, options: Options) -> None:
+    """Trains and measures what is not measured yet; seed after seed, so that all get one first."""
+    made = cache(lambda: students.material(options))
+    for seed in options.seeds:
+        for variant in options.only:
+            subject = Subject(options.dataset, "recsys", variant, seed)
+            words = students.student_words(options, VARIANTS[variant], seed)
+            line = shlex.join(["python", "-m", "jobs.distill", *words])
+            if not results.has(subject, line):
+                report = _train(options, made(), variant, seed, words)
+                results.put(subject, line, students.accuracy(report))
+
+
+def _train(options: Options, made: Material, variant: str, seed: int, words: list[str]) -> dict:
+    directory = RUNS / options.dataset / BENCHMARK / str(seed)
+    if variant == ALONE:  # the distilled one beside it is that of the preset
+        alone = directory / ALONE
+        students.distill(words, made, directory / "kl", alone)
+        return read_json(alone / "report.json")
+    return students.distill(words, made, directory / variant)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Returns means over the seeds."""
+    lines = [
+        [
+            name,
+            *(spread(values_of(rows, metric, variant=name)) for metric in METRICS),
+            f"{len(values_of(rows, METRICS[0], variant=name))}",
+        ]
+        for name in dict.fromkeys(row.variant for row in rows)
+    ]
+    return table(["student", "NDCG@10", "HR@10", "seeds"], lines)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, prog=f"python -m benchmarks.{BENCHMARK}"))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

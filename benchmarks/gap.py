@@ -1,0 +1,165 @@
+"""What distillation is worth at every size: `python -m benchmarks.gap amazon-beauty --log LOG`.
+
+Students of 5, 10, 25 and 50 % of the teacher's bytes, alone and distilled: the same shape, epochs
+and learning rate, both without tuning. The gap that is closed is (distilled - alone) / (teacher -
+alone), of means over the seeds, NDCG@10 on test. Rows go to benchmarks/results/gap.json; `--readme`
+draws benchmarks/results/gap-<dataset>.png and writes the table between the markers `gap-<dataset>`
+of the README.
+"""
+
+import math
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks import students
+from benchmarks.rows import RESULTS, Results, Row, Subject, table, values_of, write_block
+from benchmarks.variants import RUNS, spread
+from jobs.presets import PRESETS
+from recsys.compress.graph import serving_graph
+from recsys.data.sequences import Dataset
+from recsys.evaluate.report import readable_bytes
+from recsys.files import read_json
+from recsys.models import StudentConfig, build
+from recsys.models.transformer import TransformerConfig
+from recsys.search.space import shaped
+
+BENCHMARK = "gap"
+EXPANSION = 2
+WIDTHS = (*range(4, 64, 2), *range(64, 513, 8))
+METRIC = "ndcg@10"
+ALONE = "student-alone"
+COLORS = {"distilled": "#1f5fbf", "alone": "#9aa5b1", "teacher": "#b3261e"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(students.Options):
+    """Which sizes to measure."""
+
+    shares: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5)
+    """Sizes of students, as shares of the teacher's."""
+    flags: tuple[str, ...] = ()
+    """Further flags of jobs.distill, one word each."""
+
+
+def main(options: Options) -> None:
+    """Trains what is not measured yet, and prints the table."""
+    results = Results(BENCHMARK)
+    if not options.readme:
+        measure(results, options)
+    rows = [row for row in results.rows() if row.dataset == options.dataset]
+    text = markdown(rows)
+    print(text)
+    if options.readme:
+        name = f"{BENCHMARK}-{options.dataset}"
+        draw(rows, name)
+        write_block(name, f"{text}\n\n![{name}](benchmarks/results/{name}.png)")
+
+
+def measure(results: Results, options: Options) -> None:
+    """Trains and measures what is not measured yet; seed after seed, so that all get one first."""
+    made = students.material(options)
+    num_rows, teacher = Dataset.open(made.dataset).num_items_with_padding, made.report
+    student = PRESETS[options.preset].student
+    for seed in options.seeds:
+        for share in options.shares:
+            limit = share * teacher["size_bytes"]
+            flags = (*shape_flags(largest(student, num_rows, limit)), *options.flags)
+            words = students.student_words(options, flags, seed)
+            line = shlex.join(["python", "-m", "jobs.distill", *words, "--alone", ALONE])
+            subject = Subject(options.dataset, "recsys", f"size={share:.0%}", seed)
+            if results.has(subject, line):
+                continue
+            directory = RUNS / options.dataset / BENCHMARK / f"{share:.0%}" / str(seed)
+            report = students.distill(words, made, directory / "student", directory / ALONE)
+            alone = read_json(directory / ALONE / "report.json")
+            values = {**students.accuracy(report), f"alone_{METRIC}": (alone[METRIC], "")}
+            values[f"teacher_{METRIC}"] = (teacher[METRIC], "")
+            closed = gap_closed(report[METRIC], alone[METRIC], teacher[METRIC])
+            if math.isfinite(closed):
+                values["gap_closed"] = (closed, "")
+            results.put(subject, line, values)
+
+
+def largest(student: StudentConfig, num_rows: int, limit: float) -> StudentConfig:
+    """Returns the widest student whose serving graph has at most `limit` bytes.
+
+    Raises:
+        ValueError: the narrowest has more.
+    """
+    best = None
+    for width in WIDTHS:
+        config = shaped(student, width, student.num_layers, EXPANSION)
+        weights = {k: w.numpy() for k, w in build(config, num_rows).state_dict().items()}
+        if serving_graph(config, weights, "float32").ByteSize() > limit:
+            break
+        best = config
+    if best is None:
+        raise ValueError(f"no student has at most {readable_bytes(round(limit))}")
+    return best
+
+
+def shape_flags(config: StudentConfig) -> tuple[str, ...]:
+    """Returns the flags of `jobs.distill` that ask for a shape."""
+    names = ["width", "num_layers"]
+    if isinstance(config, TransformerConfig):
+        names += ["num_heads", "head_width", "feed_forward_width"]
+    else:
+        names += ["hidden_width"]
+    flags = [(f"--model.{name.replace('_', '-')}", str(getattr(config, name))) for name in names]
+    return tuple(word for flag in flags for word in flag)
+
+
+def gap_closed(distilled: float, alone: float, teacher: float) -> float:
+    """Returns (distilled - alone) / (teacher - alone); infinite where there is no gap."""
+    gap = teacher - alone
+    return (distilled - alone) / gap if gap > 0 else float("inf")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Returns means over the seeds, and the share of the gap between them that is closed."""
+    lines = []
+    for name in dict.fromkeys(row.variant for row in rows):
+        distilled, alone, teacher, size = (
+            values_of(rows, metric, variant=name)
+            for metric in (METRIC, f"alone_{METRIC}", f"teacher_{METRIC}", "size_bytes")
+        )
+        closed = gap_closed(*(statistics.mean(values) for values in (distilled, alone, teacher)))
+        cells = [spread(alone), spread(distilled), spread(teacher[:1]), f"{closed:.0%}"]
+        size_cell = readable_bytes(round(statistics.mean(size)))
+        lines.append([name.removeprefix("size="), size_cell, *cells, f"{len(distilled)}"])
+    head = ["size", "bytes", "alone", "distilled", "teacher", "of the gap", "seeds"]
+    return table(head, lines)
+
+
+def draw(rows: Sequence[Row], name: str) -> None:
+    """Draws accuracy against size, alone, distilled and the teacher's."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    variants = dict.fromkeys(row.variant for row in rows)
+    sizes = [statistics.mean(values_of(rows, "size_bytes", variant=v)) / 1024 for v in variants]
+    for label, metric in (("distilled", METRIC), ("alone", f"alone_{METRIC}")):
+        means = [statistics.mean(values_of(rows, metric, variant=v)) for v in variants]
+        axes.plot(sizes, means, marker="o", color=COLORS[label], label=label)
+    teacher = statistics.mean(values_of(rows, f"teacher_{METRIC}"))
+    axes.axhline(teacher, color=COLORS["teacher"], linestyle=":", label="teacher")
+    axes.set_xscale("log")
+    axes.set_xlabel("size (KiB)")
+    axes.set_ylabel("NDCG@10 on test")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS / f"{name}.png", dpi=130)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, prog=f"python -m benchmarks.{BENCHMARK}"))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,98 @@
+"""Students of one teacher: what `benchmarks.gap` and `benchmarks.distill_losses` have in common."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.variants import METRICS, PRESETS, RUNS, job, prepare, train, train_words
+from recsys.files import read_json
+
+KEEP = ("--keep.num-sampled", "64", "--keep.vectors")
+"""What all losses need, so that all students of a data set read the same targets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Whose students, and how many."""
+
+    dataset: tyro.conf.Positional[str]
+    """A data set; the preset that trains on it."""
+    log: str | None = None
+    """The log; none for where the preset finds it."""
+    teacher: Path | None = None
+    """The teacher's model directory; none to train that of the preset."""
+    prepared: Path | None = None
+    """The dataset that the teacher was trained on; none to prepare the log."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of weights, batches and dropout."""
+    num_workers: int | None = None
+    """Workers that train, 0 for a process without Ray; none for as many as the preset has."""
+    readme: bool = False
+    """Whether the README gets the table of what is measured, and nothing is trained."""
+
+    @property
+    def preset(self) -> str:
+        """Name of the data set's preset."""
+        return PRESETS.get(self.dataset, self.dataset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What all students of a data set learn from."""
+
+    dataset: Path
+    teacher: Path
+    targets: Path
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The teacher's report."""
+        return read_json(self.teacher / "report.json")
+
+
+def material(options: Options) -> Material:
+    """Returns dataset and teacher, made where they are not given."""
+    dataset = options.prepared or prepare(options.dataset, options.log)
+    teacher = options.teacher
+    if teacher is None:
+        teacher = RUNS / options.dataset / "students" / "teacher"
+        train(train_words(options.dataset, (), options.num_workers, 0), dataset, teacher)
+    targets = RUNS / options.dataset / "students" / "targets"
+    return Material(dataset=dataset, teacher=teacher, targets=targets)
+
+
+def student_words(options: Options, flags: tuple[str, ...], seed: int) -> list[str]:
+    """Returns the arguments of `jobs.distill`."""
+    workers = [] if options.num_workers is None else ["--num-workers", f"{options.num_workers}"]
+    return [options.preset, *flags, *KEEP, *workers, "--train.seed", str(seed)]
+
+
+def distill(
+    words: list[str], learns_from: Material, output: Path, alone: Path | None = None
+) -> dict[str, Any]:
+    """Trains a student, or goes on with it, and returns its report.
+
+    Args:
+        alone: where the same student without a teacher goes, if it is to be trained.
+    """
+    places = {
+        "dataset": learns_from.dataset,
+        "teacher": learns_from.teacher,
+        "targets": learns_from.targets,
+        "output": output,
+        **({"alone": alone} if alone else {}),
+    }
+    job("distill", [*words, *(w for k, v in places.items() for w in (f"--{k}", str(v)))])
+    return read_json(output / "report.json")
+
+
+def accuracy(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
+    """Returns value and unit of what is kept of a report."""
+    return {
+        **{metric: (report[metric], "") for metric in METRICS},
+        "validation_ndcg@10": (report["validation"]["ndcg@10"], ""),
+        "size_bytes": (report["size_bytes"], "bytes"),
+    }
