@@ -110,10 +110,19 @@ def test_workers_write_what_one_process_writes(dataset, dataset_directory, teach
     write_targets_on_ray(
         tmp_path / "teacher", dataset_directory, tmp_path / "together", config, num_workers=2
     )
-    alone, together = (sorted((tmp_path / name).iterdir()) for name in ("alone", "together"))
+    alone, together = (sorted((tmp_path / name).glob("*.arrow")) for name in ("alone", "together"))
     assert [path.name for path in alone] == [path.name for path in together]
     for one, two in zip(alone, together, strict=True):
         assert one.read_bytes() == two.read_bytes()
+    # As a kill half way leaves it.
+    together[0].rename(together[0].with_suffix(".tmp"))
+    write_targets_on_ray(
+        tmp_path / "teacher", dataset_directory, tmp_path / "together", config, num_workers=2
+    )
+    assert [path.name for path in sorted((tmp_path / "together").glob("*.arrow"))] == [
+        path.name for path in together
+    ]
+    assert alone[0].read_bytes() == together[0].read_bytes()
 
 
 def test_targets_that_do_not_fit_the_disk_are_refused_with_the_number(dataset, tmp_path):
