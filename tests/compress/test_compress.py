@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from recsys.compress import (
+    CodebookItems,
     FactorizeItems,
     FactorizeLinears,
     PruneFeedForward,
@@ -37,6 +38,7 @@ SMALLER: dict[type, Step] = {
     PruneFeedForward: PruneFeedForward(keep=48),
     FactorizeLinears: FactorizeLinears(rank=12),
     FactorizeItems: FactorizeItems(rank=24),
+    CodebookItems: CodebookItems(codes=16),
     Quantize: Quantize(),
 }
 WHOLE = (
@@ -53,6 +55,7 @@ TOO_MUCH = (
     PruneFeedForward(keep=65),
     FactorizeLinears(rank=33),
     FactorizeItems(rank=33),
+    CodebookItems(codes=33),
 )
 
 
