@@ -1,12 +1,17 @@
 """Codes of items: what they stand for, and what recovery may change."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from recsys.compress.codebook import CodebookItems, codebook_items, kmeans
+from recsys.compress.recover import recovery
 from recsys.models import GRUConfig, TransformerConfig, build
 from recsys.models.interface import torch_scorer
+from recsys.train.loop import TrainConfig
+from recsys.train.objective import next_item
 
 NUM_ITEMS = 400
 CONFIG = TransformerConfig(width=16, num_layers=1, head_width=8, max_length=10)
@@ -50,14 +55,10 @@ def test_popular_items_are_kept_best():
     model = make()
     histories = [np.full(10_000, item) for item in (3, 4)]
 
-    def errors(step):
-        difference_VD = codebook_items(step, model, histories).item_table() - model.item_table()
-        return difference_VD.norm(dim=1)
-
-    plain_V = errors(CodebookItems(codes=2))
-    weighted_V = errors(CodebookItems(codes=2, by_popularity=True))
-    assert weighted_V[[3, 4]].max() < 1e-3 < plain_V[1:].mean()
-    assert weighted_V[0] == plain_V[0] == 0
+    coded = codebook_items(CodebookItems(codes=2), model, histories)
+    error_V = (coded.item_table() - model.item_table()).norm(dim=1)
+    assert error_V[[3, 4]].max() < 1e-3 < error_V[1:].mean()
+    assert error_V[0] == 0
 
 
 @pytest.mark.parametrize("config", [CONFIG, GRUConfig(width=16, max_length=10, item_rank=8)])
@@ -74,6 +75,18 @@ def test_training_moves_the_vectors_and_leaves_the_codes(config):
     moved = (table.centroids_PCS != before["item_embedding.centroids_PCS"]).any(dim=-1)
     assert torch.equal(moved, used)
     assert not coded.item_table()[0].any()
+
+
+def test_recovery_keeps_the_codes(dataset_directory, tmp_path):
+    torch.manual_seed(0)
+    coded = build(replace(CONFIG, item_codes=4), 25).eval()
+    train = TrainConfig(epochs=2, batch_rows=4, learning_rate=1e-2, num_threads=1)
+    recovered = recovery(dataset_directory, next_item, train, tmp_path)(coded, 1)
+    before, after = coded.state_dict(), recovered.state_dict()
+    codes, vectors = "item_embedding.codes_VP", "item_embedding.centroids_PCS"
+    assert torch.equal(after[codes], before[codes])
+    assert after[codes].dtype == torch.uint8
+    assert not torch.equal(after[vectors], before[vectors])
 
 
 def test_what_cannot_be_coded_is_refused():
