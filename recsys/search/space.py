@@ -34,8 +34,9 @@ class SearchConfig:
     """Temperatures of the distillation."""
     item_rank_shares: tuple[float, ...] = (0.0, 0.5)
     """Ranks of the item table as shares of the width; 0 keeps it dense."""
-    item_codes: tuple[int, ...] = (0, 8)
-    """Codes of 8 bits for each item, instead of a rank; 0 for none, fewer where the width asks."""
+    item_codes: tuple[int, ...] = (0,)
+    """Codes of 8 bits for each item, instead of a rank, for catalogues of more than 256; 0 for
+    none, and fewer where they do not divide the width."""
     quantize: tuple[bool, ...] = (True, False)
     """Whether weights are stored in eight bits."""
     recover_epochs: int = 3
