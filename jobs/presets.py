@@ -69,7 +69,12 @@ QUICKSTART = Preset(
         epochs=10, batch_rows=32, learning_rate=6e-3, evaluate_every=2, num_threads=1
     ),
     search=SearchConfig(
-        num_trials=4, epochs=8, widths=(16, 24, 32), num_layers=(1,), recover_epochs=2
+        num_trials=4,
+        epochs=8,
+        widths=(16, 24, 32),
+        num_layers=(1,),
+        item_codes=(0, 8),
+        recover_epochs=2,
     ),
 )
 
@@ -106,6 +111,7 @@ MOVIELENS_1M = Preset(
         widths=(32, 48, 64, 80),
         num_layers=(1, 2),
         expansions=(1, 2),
+        item_codes=(0, 16),
         quantize=(True,),
     ),
 )
@@ -145,6 +151,7 @@ AMAZON_BEAUTY = Preset(
     train_student=TrainConfig(
         epochs=24, batch_rows=16, learning_rate=2e-3, evaluate_every=4, num_threads=1, compile=True
     ),
+    search=SearchConfig(item_codes=(0, 8)),
 )
 
 AMAZON_SPORTS = replace(
@@ -166,6 +173,7 @@ AMAZON_MULTI = Preset(
     train_student=TrainConfig(
         epochs=20, batch_rows=64, learning_rate=2e-3, num_threads=1, compile=True
     ),
+    search=SearchConfig(item_codes=(0, 8)),
 )
 
 PRESETS = {

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.constructors import PrimitiveConstructorSpec
 
 from recsys.compress import (
+    CodebookItems,
     FactorizeItems,
     FactorizeLinears,
     PruneFeedForward,
@@ -25,8 +26,9 @@ SIZES = {
     "prune-width": (PruneWidth, "keep"),
     "factorize-linears": (FactorizeLinears, "rank"),
     "factorize-items": (FactorizeItems, "rank"),
+    "codebook-items": (CodebookItems, "codes"),
 }
-INT8 = "int8"
+PRECISIONS = {"fp16": Quantize(bits=16), "int8": Quantize(bits=8), "int4": Quantize(bits=4)}
 STEP = re.compile(r"(?P<name>[a-z-]+)=(?P<size>\d+)(\+(?P<epochs>\d+))?")
 
 
@@ -36,15 +38,15 @@ def parse_step(text: str) -> Step:
     Raises:
         ValueError: there is no such step.
     """
-    if text == INT8:
-        return Quantize()
+    if text in PRECISIONS:
+        return PRECISIONS[text]
     found = STEP.fullmatch(text)
     if found is None or found["name"] not in SIZES:
-        near = difflib.get_close_matches(text.partition("=")[0], [*SIZES, INT8], n=1)
+        near = difflib.get_close_matches(text.partition("=")[0], [*SIZES, *PRECISIONS], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"{text!r} is no compression step{hint} Steps are {INT8} and, with a size and perhaps "
-            f"epochs of recovery after it (prune-heads=2+3), {', '.join(SIZES)}"
+            f"{text!r} is no compression step{hint} Steps are {', '.join(PRECISIONS)} and, with a "
+            f"size and perhaps epochs of recovery after it (prune-heads=2+3), {', '.join(SIZES)}"
         )
     step, size = SIZES[found["name"]]
     return step(**{size: int(found["size"])}, recover_epochs=int(found["epochs"] or 0))
@@ -53,7 +55,7 @@ def parse_step(text: str) -> Step:
 def format_step(step: Step) -> str:
     """Returns what `parse_step` reads."""
     if isinstance(step, Quantize):
-        return INT8
+        return next(word for word, precision in PRECISIONS.items() if precision == step)
     name, size = next((n, size) for n, (kind, size) in SIZES.items() if isinstance(step, kind))
     recovery = f"+{step.recover_epochs}" if step.recover_epochs else ""
     return f"{name}={getattr(step, size)}{recovery}"

@@ -1,13 +1,14 @@
 """The union of compression steps and the recipe that strings them together.
 
-Pruning and factoring return a model of a smaller config; quantisation says how the serving graph
-stores the weights. A new step adds its config to `Step` and its case to `apply`.
+Pruning, factoring and codebooks return a model of a smaller config; quantisation says how the
+serving graph stores the weights. A new step adds its config to `Step` and its case to `apply`.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from recsys.compress.codebook import CodebookItems, codebook_items
 from recsys.compress.graph import Precision
 from recsys.compress.low_rank import (
     FactorizeItems,
@@ -38,10 +39,13 @@ Step = (
     | PruneWidth
     | FactorizeLinears
     | FactorizeItems
+    | CodebookItems
     | Quantize
 )
 Recipe = tuple[Step, ...]
 Recover = Callable[[SequenceModel, int], SequenceModel]
+PRECISIONS: dict[int, Precision] = {16: "float16", 8: "int8", 4: "int4"}
+"""Precisions of graphs by the bits of a weight."""
 
 
 def compress(
@@ -69,7 +73,7 @@ def compress(
     precision: Precision = "float32"
     for step in recipe:
         if isinstance(step, Quantize):
-            precision = "int8"
+            precision = PRECISIONS[step.bits]
             continue
         model = apply(step, model, histories)
         if step.recover_epochs:
@@ -93,6 +97,9 @@ def apply(step: Step, model: SequenceModel, histories: Sequence[np.ndarray]) -> 
         case FactorizeItems():
             assert isinstance(model, Transformer | GRU), "compress has checked the kind"
             return factorize_items(step, model, histories)
+        case CodebookItems():
+            assert isinstance(model, Transformer | GRU), "compress has checked the kind"
+            return codebook_items(step, model, histories)
     if not isinstance(model, Transformer):
         raise ValueError(
             f"{type(step).__name__} is for transformers, not for {type(model).__name__}"

@@ -76,6 +76,12 @@ def linear_maps(model: Transformer) -> Iterator[tuple[str, nn.Linear | LowRankLi
             yield name, module
 
 
+def item_counts(histories: Sequence[np.ndarray], num_rows: int) -> Tensor:
+    """Returns how often each item stands in `histories`, and one more."""
+    items = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
+    return torch.from_numpy(np.bincount(items, minlength=num_rows) + 1.0)
+
+
 @torch.inference_mode()
 def _encode(model: Transformer, items_BL: Tensor, valid_BL: Tensor) -> None:
     model.eval()

@@ -16,8 +16,8 @@ from recsys.models.interface import SequenceModel, torch_scorer
 
 LIST_LENGTH = 10
 BATCH_SIZE = 64
-SMALLEST_OVERLAP = {"float32": 0.999, "int8": 0.5}
-LARGEST_RELATIVE_DIFFERENCE = {"float32": 1e-3, "int8": np.inf}
+SMALLEST_OVERLAP = {"float32": 0.999, "float16": 0.98, "int8": 0.5, "int4": 0.3}
+LARGEST_RELATIVE_DIFFERENCE = {"float32": 1e-3, "float16": 1e-2, "int8": np.inf, "int4": np.inf}
 TIE_TOLERANCE = 1e-5
 
 

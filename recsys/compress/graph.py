@@ -1,30 +1,36 @@
 """The serving graph of a model in ONNX, built from its weights.
 
 The item table is one initialiser that lookup and scoring share. What a product wants in another
-form (a transposed table, a weight of 8 bits as floats, the cosines of all positions) is written
-as nodes over constants, which the engine folds once when it loads the file: it costs no bytes.
+form (a transposed table, a weight of few bits as floats, rows put together from codes, the cosines
+of all positions) is written as nodes over constants, which the engine folds once when it loads the
+file: it costs no bytes.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from recsys.compress.quantize import LARGEST_CODE, ZERO_POINT, quantize
+from recsys.compress.quantize import quantize, to_bytes
 from recsys.models import StudentConfig
 from recsys.models.gru import GRUConfig
+from recsys.models.item_table import NUM_CENTROIDS
 from recsys.models.transformer import TransformerConfig
 
-Precision = Literal["float32", "int8"]
+Precision = Literal["float32", "float16", "int8", "int4"]
 Weights = Mapping[str, np.ndarray]
 
-OPSET, IR_VERSION = 20, 10
+OPSET, IR_VERSION = 21, 10
 ORT = "com.microsoft"
 LAYER_NORM_EPSILON = 1e-5
 ROTARY_BASE = 10_000.0
+BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
+ITEM_TABLE, ITEM_ROWS = "item_embedding.", ("weight", "codes_VR", "codes_VP")
+INT8_STATES = 4  # accuracy_level of MatMulNBits: states are rounded to 8 bits for the product
 
 
 class Graph:
@@ -72,8 +78,8 @@ class Table(Protocol):
 class FloatTable:
     """Rows of float32."""
 
-    def __init__(self, graph: Graph, table_VD: np.ndarray):
-        self.rows = graph.constant(table_VD, np.float32)
+    def __init__(self, rows: str):
+        self.rows = rows
 
     def lookup(self, graph: Graph, items: str) -> str:
         return graph.op("Gather", self.rows, items)
@@ -82,44 +88,76 @@ class FloatTable:
         return graph.op("Gemm", state_BD, self.rows, bias_V, transB=1)
 
 
-class Int8Table:
-    """Rows of 8-bit codes with a scale each, multiplied by states of 8 bits.
+class QuantizedTable:
+    """Rows of codes of 8 or 4 bits, with a scale for every block of a row.
 
-    Every state has its own scale, so that an answer does not depend on who else is in the batch.
+    The product rounds a state to 8 bits block by block, so that an answer does not depend on who
+    else is in the batch.
     """
 
-    def __init__(self, graph: Graph, table_VD: np.ndarray):
-        codes_VD, scale_V1 = quantize(table_VD, axis=1)
-        self.codes = graph.constant(codes_VD)
-        self.scales = graph.constant(scale_V1[:, 0])
+    def __init__(self, codes: str, scales: str, *, shape: tuple[int, int], bits: int):
+        """Takes what the graph has.
+
+        Args:
+            codes: as `to_bytes` gives them.
+            scales: float32, (V, blocks), of blocks as long as `block_length` says.
+            shape: V and D.
+        """
+        self.codes, self.scales, self.bits = codes, scales, bits
+        self.num_rows, self.width = shape
+        self.block = block_length(self.width)
 
     def lookup(self, graph: Graph, items: str) -> str:
-        codes = graph.op("Gather", self.codes, items)
-        centred = graph.op(
-            "DequantizeLinear",
-            codes,
-            graph.constant(1, np.float32),
-            graph.constant(ZERO_POINT, np.uint8),
+        rows = graph.op(
+            "GatherBlockQuantized",
+            self.codes,
+            items,
+            self.scales,
+            domain=ORT,
+            bits=self.bits,
+            block_size=self.block,
+            gather_axis=0,
+            quantize_axis=1,
         )
-        scales = graph.op("Gather", self.scales, items)
-        last_axis = graph.constant([-1], np.int64)
-        return graph.op("Mul", centred, graph.op("Unsqueeze", scales, last_axis))
+        if self.bits == 4 and self.width % 2:
+            start, end, axis = (graph.constant([at], np.int64) for at in (0, self.width, -1))
+            return graph.op("Slice", rows, start, end, axis)
+        return rows
 
     def score(self, graph: Graph, state_BD: str, bias_V: str) -> str:
-        codes_BD, scale_B1 = _quantize_rows(graph, state_BD)
-        zero_point = graph.constant(ZERO_POINT, np.uint8)
-        unscaled_BV = graph.op(
-            "MatMulIntegerToFloat",
-            codes_BD,
-            graph.op("Transpose", self.codes, perm=[1, 0]),
-            graph.constant(1, np.float32),
+        per_byte = 8 // self.bits
+        shape = [self.num_rows, num_blocks(self.width), self.block // per_byte]
+        missing = shape[1] * shape[2] - -(-self.width // per_byte)
+        padded = graph.op("Pad", self.codes, graph.constant([0, 0, 0, missing], np.int64))
+        return graph.op(
+            "MatMulNBits",
+            state_BD,
+            graph.op("Reshape", padded, graph.constant(shape, np.int64)),
             self.scales,
-            zero_point,
-            zero_point,
+            "",
+            "",
             bias_V,
             domain=ORT,
+            K=self.width,
+            N=self.num_rows,
+            bits=self.bits,
+            block_size=self.block,
+            accuracy_level=INT8_STATES,
         )
-        return graph.op("Mul", unscaled_BV, scale_B1)
+
+
+class ScaledTable:
+    """A table whose columns have a scale each."""
+
+    def __init__(self, columns: Table, scale_D: str):
+        self.columns = columns
+        self.scale_D = scale_D
+
+    def lookup(self, graph: Graph, items: str) -> str:
+        return graph.op("Mul", self.columns.lookup(graph, items), self.scale_D)
+
+    def score(self, graph: Graph, state_BD: str, bias_V: str) -> str:
+        return self.columns.score(graph, graph.op("Mul", state_BD, self.scale_D), bias_V)
 
 
 class LowRankTable:
@@ -137,18 +175,37 @@ class LowRankTable:
         return self.codes.score(graph, state_BR, bias_V)
 
 
+def block_length(width: int) -> int:
+    """Returns how many neighbours of a row of the item table share a scale: 16 or 32, as the engine
+    wants; shorter rows are one block."""
+    return 16 if width % 32 else 32
+
+
+def num_blocks(width: int) -> int:
+    """Returns how many scales a row of the item table has."""
+    return -(-width // block_length(width))
+
+
+def group_length(width: int) -> int:
+    """Returns how many inputs of a linear map share a scale of 4-bit weights: from 16 to 32 that
+    divide them, or all."""
+    return next((n for n in range(32, 15, -1) if width % n == 0), width)
+
+
 class EncoderGraph(ABC):
     """Writes an encoder of `config` and `weights` into a graph."""
 
     def __init__(self, config: StudentConfig, weights: Weights, precision: Precision):
-        self.item_rank = config.item_rank
         self.weights = weights
         self.precision: Precision = precision
         self.graph = Graph()
-        self.item_rows = weights[
-            f"item_embedding.{'weight' if self.item_rank is None else 'codes_VR'}"
-        ]
-        self.num_items = len(self.item_rows) - 1
+        self.item_weights = {
+            name.removeprefix(ITEM_TABLE): weight
+            for name, weight in weights.items()
+            if name.startswith(ITEM_TABLE)
+        }
+        rows = next(self.item_weights[name] for name in ITEM_ROWS if name in self.item_weights)
+        self.num_items = len(rows) - 1
         self.table = self._item_table()
 
     @abstractmethod
@@ -169,13 +226,24 @@ class EncoderGraph(ABC):
         Floating point throughout: at the widths of students products of 8-bit activations are no
         faster, and their scale would depend on the padding and on the rest of the batch.
         """
+        bits = BITS.get(self.precision)
+        if bits is None:
+            return self._floats(weight_OI.T)
+        num_outputs, num_inputs = weight_OI.shape
+        block = num_inputs if bits == 8 else group_length(num_inputs)
+        codes_OI, scales = quantize(weight_OI, bits, block)
+        blocks = codes_OI.reshape(num_outputs, -1, block)
+        codes = self.graph.constant(blocks, ml_dtypes.int4 if bits == 4 else np.int8)
+        floats = self.graph.op("Cast", codes, to=TensorProto.FLOAT)
+        scaled = self.graph.op("Mul", floats, self._floats(scales[..., None]))
+        return self.graph.op("Transpose", self.graph.op("Flatten", scaled, axis=1), perm=[1, 0])
+
+    def _floats(self, weight: np.ndarray) -> str:
+        """Returns float32 that is stored in half precision, unless all is to be float32."""
         if self.precision == "float32":
-            return self.graph.constant(np.ascontiguousarray(weight_OI.T), np.float32)
-        codes, scales = quantize(np.ascontiguousarray(weight_OI.T), axis=0)
-        zero_point = self.graph.constant(ZERO_POINT, np.float32)
-        floats = self.graph.op("Cast", self.graph.constant(codes), to=TensorProto.FLOAT)
-        centred = self.graph.op("Sub", floats, zero_point)
-        return self.graph.op("Mul", centred, self.graph.constant(scales))
+            return self.graph.constant(np.ascontiguousarray(weight), np.float32)
+        half = self.graph.constant(np.ascontiguousarray(weight), np.float16)
+        return self.graph.op("Cast", half, to=TensorProto.FLOAT)
 
     def _norm(self, name: str, x: str) -> str:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
@@ -183,11 +251,60 @@ class EncoderGraph(ABC):
         return self.graph.op("LayerNormalization", *inputs, epsilon=LAYER_NORM_EPSILON)
 
     def _item_table(self) -> Table:
-        kind = FloatTable if self.precision == "float32" else Int8Table
-        rows = kind(self.graph, self.item_rows)
-        if self.item_rank is None:
-            return rows
-        return LowRankTable(rows, self._matrix(self.weights["item_embedding.basis_RD"].T))
+        weights = self.item_weights
+        if "centroids_PCS" in weights:
+            return self._codebook(weights["codes_VP"], weights["centroids_PCS"])
+        if "basis_RD" in weights:
+            return LowRankTable(
+                self._rows(weights["codes_VR"]), self._matrix(weights["basis_RD"].T)
+            )
+        return self._rows(weights["weight"])
+
+    def _rows(self, table_VD: np.ndarray) -> Table:
+        bits = BITS.get(self.precision)
+        if bits is None:
+            return FloatTable(self._floats(table_VD))
+        codes_VD, scales = quantize(table_VD, bits, block_length(table_VD.shape[1]))
+        codes = self.graph.constant(to_bytes(codes_VD, bits))
+        return QuantizedTable(codes, self._floats(scales), shape=table_VD.shape, bits=bits)
+
+    def _codebook(self, codes_VP: np.ndarray, centroids_PCS: np.ndarray) -> Table:
+        """Returns a table whose rows are put together when the file is loaded.
+
+        The engine has no operator for adding up partial scores by codes (PQTopK, arXiv 2408.09992):
+        written out with GatherElements it took up to seven times as long as the product with the
+        rows, and at 8 codes never less, for three and for a hundred thousand items alike. Vectors
+        have 8 bits and a scale for each column where other weights have 8 or 4.
+        """
+        num_parts = len(centroids_PCS)
+        columns_DC = centroids_PCS.transpose(0, 2, 1).reshape(-1, NUM_CENTROIDS)
+        shape = (len(codes_VP), len(columns_DC))
+        if self.precision not in BITS:
+            vectors = self._floats(centroids_PCS.reshape(num_parts * NUM_CENTROIDS, -1))
+            return FloatTable(self._assemble(codes_VP, vectors, shape[1], np.float32(0)))
+        codes_DC, scale_D1 = quantize(columns_DC, 8, NUM_CENTROIDS)
+        vectors_PSC = to_bytes(codes_DC, 8).reshape(num_parts, -1, NUM_CENTROIDS)
+        vectors_NS = vectors_PSC.transpose(0, 2, 1).reshape(num_parts * NUM_CENTROIDS, -1)
+        vectors = self.graph.constant(np.ascontiguousarray(vectors_NS))
+        zero = to_bytes(np.zeros((1, 1), np.int8), 8)[0, 0]
+        rows = self._assemble(codes_VP, vectors, shape[1], zero)
+        scales = self._filled([shape[0], num_blocks(shape[1])], np.float32(1))
+        columns = QuantizedTable(rows, scales, shape=shape, bits=8)
+        return ScaledTable(columns, self._floats(scale_D1[:, 0]))
+
+    def _assemble(self, codes_VP: np.ndarray, vectors: str, width: int, zero: np.generic) -> str:
+        """Returns the rows that codes stand for; that of the padding is filled with `zero`."""
+        graph = self.graph
+        codes = graph.op("Cast", graph.constant(codes_VP[1:]), to=TensorProto.INT32)
+        first_P = graph.constant(np.arange(codes_VP.shape[1]) * NUM_CENTROIDS, np.int32)
+        parts = graph.op("Gather", vectors, graph.op("Add", codes, first_P))
+        padding = self._filled([1, width], zero)
+        return graph.op("Concat", padding, graph.op("Flatten", parts, axis=1), axis=0)
+
+    def _filled(self, shape: list[int], value: np.generic) -> str:
+        """Returns an array of one value, which takes no bytes in the file."""
+        tensor = numpy_helper.from_array(value.reshape(1))
+        return self.graph.op("ConstantOfShape", self.graph.constant(shape, np.int64), value=tensor)
 
 
 class TransformerGraph(EncoderGraph):
@@ -369,18 +486,6 @@ def _without_seen(graph: Graph, scores_BV: str) -> str:
     infinite = graph.constant(-np.inf, np.float32)
     seen_BL = graph.op("Where", "exclude_seen", infinite, seen_BL)
     return graph.op("ScatterElements", scores_BV, "history_BL", seen_BL, axis=1)
-
-
-def _quantize_rows(graph: Graph, x_BD: str) -> tuple[str, str]:
-    """Returns uint8 codes_BD around 128 and their scale_B1."""
-    last_axis = graph.constant([-1], np.int64)
-    largest_B1 = graph.op("ReduceMax", graph.op("Abs", x_BD), last_axis, keepdims=1)
-    scale_B1 = graph.op("Mul", largest_B1, graph.constant(1 / LARGEST_CODE, np.float32))
-    # A state of zeros must not make 0 / 0.
-    scale_B1 = graph.op("Max", scale_B1, graph.constant(1e-30, np.float32))
-    rounded = graph.op("Round", graph.op("Div", x_BD, scale_B1))
-    shifted = graph.op("Add", rounded, graph.constant(ZERO_POINT, np.float32))
-    return graph.op("Cast", shifted, to=TensorProto.UINT8), scale_B1
 
 
 def _model(graph: Graph, num_rows: int, metadata: Mapping[str, Any]) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.compress.calibration import calibrate, linear_maps
+from recsys.compress.calibration import calibrate, item_counts, linear_maps
 from recsys.compress.prune import Model, check_at_most, dense_weight, rebuilt
 from recsys.models.transformer import Transformer
 
@@ -75,13 +75,14 @@ def factorize_items(step: FactorizeItems, model: Model, histories: Sequence[np.n
     check_at_most("FactorizeItems.rank", step.rank, min(table_VD.shape), "ranks in its item table")
     weighted_VD = table_VD.double()
     if step.by_popularity:
-        weighted_VD = weighted_VD * _counts(histories, len(table_VD)).sqrt()[:, None]
+        weighted_VD = weighted_VD * item_counts(histories, len(table_VD)).sqrt()[:, None]
     # The table is tall: its right singular vectors come cheaper from the small D x D product.
     basis_RD = torch.linalg.eigh(weighted_VD.T @ weighted_VD).eigenvectors.T.flip(0)[: step.rank]
     state = {n: w for n, w in model.state_dict().items() if not n.startswith("item_embedding.")}
     state["item_embedding.codes_VR"] = (table_VD.double() @ basis_RD.T).float()
     state["item_embedding.basis_RD"] = basis_RD.float()
-    return rebuilt(model, dataclasses.replace(model.config, item_rank=step.rank), state)
+    config = dataclasses.replace(model.config, item_rank=step.rank, item_codes=None)
+    return rebuilt(model, config, state)
 
 
 def factors(weight_OI: Tensor, moment_II: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -99,9 +100,3 @@ def factors(weight_OI: Tensor, moment_II: Tensor, rank: int) -> tuple[Tensor, Te
     up_OR = left[:, :rank] * root
     down_RI = root[:, None] * right[:rank] / scales @ directions.T
     return up_OR.to(weight_OI.dtype), down_RI.to(weight_OI.dtype)
-
-
-def _counts(histories: Sequence[np.ndarray], num_rows: int) -> Tensor:
-    """Returns how often each item stands in `histories`, and one more."""
-    items = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
-    return torch.from_numpy(np.bincount(items, minlength=num_rows) + 1.0)

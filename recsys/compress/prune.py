@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.compress.calibration import calibrate
+from recsys.compress.calibration import calibrate, item_counts
 from recsys.models.gru import GRU
 from recsys.models.transformer import Transformer
 
@@ -143,8 +143,8 @@ def prune_width(
     """
     config = model.config
     check_at_most("PruneWidth.keep", step.keep, config.width, "channels")
-    if config.item_rank is not None:
-        raise ValueError("PruneWidth needs a dense item table: prune before factoring")
+    if config.item_rank is not None or config.item_codes is not None:
+        raise ValueError("PruneWidth needs a dense item table: make codes or factors of it later")
     turn_DW, share = _directions(model, histories, step.keep)
     old = {name: weight.double() for name, weight in model.state_dict().items()}
     state = dict(old)
@@ -178,8 +178,7 @@ def _directions(
     ones of the rest, and the share of the squares that is along them."""
     moments = calibrate(model, histories).moments
     table_VD = model.item_table().detach().double()
-    counts_V = np.bincount(np.concatenate(histories), minlength=len(table_VD))
-    table_VD = table_VD * torch.from_numpy(counts_V + 1.0).sqrt()[:, None]
+    table_VD = table_VD * item_counts(histories, len(table_VD)).sqrt()[:, None]
     readers = [m for name, m in moments.items() if name.endswith(("query", "expand"))]
     total_DD = torch.stack([m / m.trace() for m in (*readers, table_VD.T @ table_VD)]).sum(dim=0)
     ones_D = torch.full((len(total_DD),), len(total_DD) ** -0.5, dtype=torch.float64)

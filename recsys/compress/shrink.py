@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from recsys.compress import (
+    CodebookItems,
     FactorizeItems,
     FactorizeLinears,
     PruneFeedForward,
@@ -55,6 +56,8 @@ def shrink(
         steps.append(FactorizeLinears(rank=config.linear_rank))
     if config.item_rank is not None:
         steps.append(FactorizeItems(rank=config.item_rank))
+    if config.item_codes is not None:
+        steps.append(CodebookItems(codes=config.item_codes))
     smaller, _ = compress(first, tuple(steps), histories=histories)
     assert isinstance(smaller, Transformer)
     cut = dataclasses.replace(config, content=(), num_read=0)

@@ -20,7 +20,7 @@ ModelConfig = TransformerConfig | HSTUConfig | GRUConfig | EnsembleConfig
 """Every kind of model there is; a new one adds its config here and its case to `build`."""
 StudentConfig = TransformerConfig | GRUConfig
 """The kinds that can be compressed and served."""
-ITEM_ROWS = ("item_embedding.weight", "ids.weight", "codes_VR")
+ITEM_ROWS = ("item_embedding.weight", "ids.weight", "codes_VR", "codes_VP")
 """Endings of the names of an item table's weights that have a row an item."""
 
 
@@ -65,7 +65,8 @@ def without_content(model: SequenceModel) -> SequenceModel:
     state = {k: w for k, w in model.state_dict().items() if not k.startswith("item_embedding.")}
     table_VD = model.item_table().detach()
     state["item_embedding.weight"] = table_VD
-    plain = build(replace(model.config, content=(), num_read=0, item_rank=None), len(table_VD))
+    config = replace(model.config, content=(), num_read=0, item_rank=None, item_codes=None)
+    plain = build(config, len(table_VD))
     plain.load_state_dict(state)
     plain.eval()
     return plain

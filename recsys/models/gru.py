@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recsys.config import require_at_least, require_below_one
 from recsys.models.interface import PackedRows
-from recsys.models.item_table import TiedItems, item_table
+from recsys.models.item_table import TiedItems, item_table, require_codes_fit
 from recsys.models.layers import Dropout, not_compiled
 
 
@@ -32,11 +32,14 @@ class GRUConfig:
     """Share of the inputs and of the state that a sequence does without in training."""
     item_rank: int | None = None
     """Rank of the item table; none for a dense one."""
+    item_codes: int | None = None
+    """Codes of 8 bits that each item has for a row; none for a row of its own."""
 
     def __post_init__(self) -> None:
         sizes = {name: value for name, value in vars(self).items() if name != "dropout"}
         require_at_least(1, **sizes)
         require_below_one(dropout=self.dropout)
+        require_codes_fit(self.width, self.item_rank, self.item_codes)
 
 
 class GRU(TiedItems):
@@ -45,7 +48,9 @@ class GRU(TiedItems):
     def __init__(self, config: GRUConfig, num_items_with_padding: int):
         super().__init__()
         self.config = config
-        self.item_embedding = item_table(num_items_with_padding, config.width, config.item_rank)
+        self.item_embedding = item_table(
+            num_items_with_padding, config.width, config.item_rank, config.item_codes
+        )
         self.embedding_norm = nn.LayerNorm(config.width)
         self.layers = nn.GRU(config.width, config.hidden_width, config.num_layers, batch_first=True)
         self.output = nn.Linear(config.hidden_width, config.width, bias=False)

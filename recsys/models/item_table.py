@@ -9,6 +9,7 @@ from recsys.models.layers import not_compiled
 
 INITIAL_DEVIATION = 0.02
 NUM_READ_AT_A_TIME = 64  # texts
+NUM_CENTROIDS = 256  # a code is a byte
 ENCODER = "item_embedding.encoder."
 """What the names of the weights of a text encoder that learns begin with, in any model."""
 
@@ -48,6 +49,35 @@ class LowRankItemTable(nn.Module):
         return self.codes_VR @ self.basis_RD
 
 
+class CodebookItemTable(nn.Module):
+    """Rows put together from P vectors, each one of 256 that all items share, by codes of a byte.
+
+    As in RecJPQ (Petrov and Macdonald, arXiv 2312.06165). Codes are fixed, those of a fresh table
+    at random; the vectors learn.
+    """
+
+    def __init__(self, num_items_with_padding: int, width: int, num_codes: int):
+        super().__init__()
+        self.codes_VP: Tensor
+        codes_VP = torch.randint(NUM_CENTROIDS, (num_items_with_padding, num_codes))
+        self.register_buffer("codes_VP", codes_VP.to(torch.uint8))
+        centroids_PCS = torch.randn(num_codes, NUM_CENTROIDS, width // num_codes)
+        self.centroids_PCS = nn.Parameter(centroids_PCS * INITIAL_DEVIATION)
+
+    def forward(self, items_BL: Tensor) -> Tensor:
+        first_P = torch.arange(self.codes_VP.shape[1], device=items_BL.device) * NUM_CENTROIDS
+        index_BLP = self.codes_VP[items_BL] + first_P
+        parts_BLPS = nn.functional.embedding(index_BLP, self.centroids_PCS.flatten(0, 1))
+        return parts_BLPS.flatten(-2) * (items_BL > 0)[..., None]
+
+    def table(self) -> Tensor:
+        """Returns table_VD."""
+        return self(torch.arange(len(self.codes_VP), device=self.codes_VP.device))
+
+
+IdTable = DenseItemTable | LowRankItemTable | CodebookItemTable
+
+
 class ItemText(NamedTuple):
     """Texts of items and the model that reads them."""
 
@@ -83,7 +113,7 @@ class ContentItemTable(nn.Module):
 
     def __init__(
         self,
-        ids: DenseItemTable | LowRankItemTable,
+        ids: IdTable,
         width: int,
         content: ItemContent,
         id_dropout: float,
@@ -132,7 +162,7 @@ class TextItemTable(ContentItemTable):
 
     def __init__(
         self,
-        ids: DenseItemTable | LowRankItemTable,
+        ids: IdTable,
         width: int,
         content: ItemContent,
         id_dropout: float,
@@ -219,7 +249,7 @@ class TextItemTable(ContentItemTable):
 class TiedItems(nn.Module):
     """An encoder whose item table, `item_embedding`, serves input and output alike."""
 
-    item_embedding: DenseItemTable | LowRankItemTable | ContentItemTable
+    item_embedding: IdTable | ContentItemTable
 
     def item_table(self) -> Tensor:
         """Returns table_VD; scores are state_BD @ table_VD.T."""
@@ -234,19 +264,33 @@ def item_table(
     num_items_with_padding: int,
     width: int,
     rank: int | None,
+    num_codes: int | None = None,
     content: ItemContent | None = None,
     id_dropout: float = 0.0,
     num_read: int = 0,
-) -> DenseItemTable | LowRankItemTable | ContentItemTable:
-    """Returns a dense table, or one of rank `rank` where that is given; with `content`, the sum of
-    it and of features, of which `num_read` texts are read anew in every step of training."""
-    ids = (
-        DenseItemTable(num_items_with_padding, width)
-        if rank is None
-        else LowRankItemTable(num_items_with_padding, width, rank)
-    )
+) -> IdTable | ContentItemTable:
+    """Returns a dense table, or one of a rank or of codes where these are given; with `content`,
+    the sum of it and of features, of which `num_read` texts are read anew in every step of
+    training."""
+    ids: IdTable
+    if rank is not None:
+        ids = LowRankItemTable(num_items_with_padding, width, rank)
+    elif num_codes is not None:
+        ids = CodebookItemTable(num_items_with_padding, width, num_codes)
+    else:
+        ids = DenseItemTable(num_items_with_padding, width)
     if content is None:
         return ids
     if num_read:
         return TextItemTable(ids, width, content, id_dropout, num_read)
     return ContentItemTable(ids, width, content, id_dropout)
+
+
+def require_codes_fit(width: int, rank: int | None, num_codes: int | None) -> None:
+    """Raises a ValueError if codes cannot share out the width of a table, or it has a rank, too."""
+    if num_codes is None:
+        return
+    if rank is not None:
+        raise ValueError("an item table has a rank or codes: leave item_rank or item_codes out")
+    if width % num_codes:
+        raise ValueError(f"item_codes must divide the width of {width}, which {num_codes} does not")

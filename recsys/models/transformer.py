@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recsys.config import require_at_least, require_below_one
 from recsys.data.content import Kind
 from recsys.models.interface import PackedRows
-from recsys.models.item_table import ItemContent, TiedItems, item_table
+from recsys.models.item_table import ItemContent, TiedItems, item_table, require_codes_fit
 from recsys.models.layers import Block, Dropout, causal_within, rotary_angles
 
 
@@ -38,6 +38,8 @@ class TransformerConfig:
     """Rank of every linear map; none for dense ones."""
     item_rank: int | None = None
     """Rank of the item table; none for a dense one."""
+    item_codes: int | None = None
+    """Codes of 8 bits that each item has for a row; none for a row of its own."""
     content: tuple[Kind, ...] = ()
     """Kinds of the dataset's item content that join the items' vectors; for teachers: students and
     what is served have one table, into which these are summed."""
@@ -54,6 +56,7 @@ class TransformerConfig:
         if self.head_width % 2:
             raise ValueError(f"head_width must be even, not {self.head_width}")
         require_below_one(dropout=self.dropout, id_dropout=self.id_dropout)
+        require_codes_fit(self.width, self.item_rank, self.item_codes)
         if self.num_read < 0 or self.num_read % 2:
             raise ValueError(f"num_read must be even and at least 0, not {self.num_read}")
         if self.num_read and self.content[:1] != ("text",):
@@ -75,6 +78,7 @@ class Transformer(TiedItems):
             num_items_with_padding,
             config.width,
             config.item_rank,
+            config.item_codes,
             content,
             config.id_dropout,
             config.num_read,

@@ -1,10 +1,11 @@
 """What is searched over: the student's shape, how it listens to the teacher, its compression."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from recsys.compress import FactorizeItems, Quantize, Recipe, Step
+from recsys.compress import CodebookItems, FactorizeItems, Quantize, Recipe, Step
 from recsys.config import to_json
 from recsys.distill.objective import DistillConfig
 from recsys.files import hash_of
@@ -33,10 +34,13 @@ class SearchConfig:
     """Temperatures of the distillation."""
     item_rank_shares: tuple[float, ...] = (0.0, 0.5)
     """Ranks of the item table as shares of the width; 0 keeps it dense."""
+    item_codes: tuple[int, ...] = (0,)
+    """Codes of 8 bits for each item, instead of a rank, for catalogues of more than 256; 0 for
+    none, and fewer where they do not divide the width."""
     quantize: tuple[bool, ...] = (True, False)
     """Whether weights are stored in eight bits."""
     recover_epochs: int = 3
-    """Epochs of recovery after the item table is factored."""
+    """Epochs of recovery after the item table is factored or put into codes."""
     seed: int = 0
     """Seed of the sampler."""
 
@@ -78,6 +82,7 @@ def choices(config: SearchConfig) -> dict[str, tuple]:
         "soft_weight": config.soft_weights,
         "temperature": config.temperatures,
         "item_rank_share": config.item_rank_shares,
+        "item_codes": config.item_codes,
         "quantize": config.quantize,
     }
 
@@ -91,8 +96,9 @@ def shaped(student: StudentConfig, width: int, num_layers: int, expansion: int) 
             shape = {**heads, "feed_forward_width": inner}
         case GRUConfig():
             shape = {"hidden_width": inner}
-    # No rank of the item table: that is a step of the recipe.
-    return replace(student, width=width, num_layers=num_layers, item_rank=None, **shape)
+    # Neither rank nor codes of the item table: those are steps of the recipe.
+    shape |= {"width": width, "num_layers": num_layers}
+    return replace(student, item_rank=None, item_codes=None, **shape)
 
 
 def point_from(sample: Mapping[str, Any], student: StudentConfig, config: SearchConfig) -> Point:
@@ -100,7 +106,10 @@ def point_from(sample: Mapping[str, Any], student: StudentConfig, config: Search
     width = sample["width"]
     model = shaped(student, width, sample["num_layers"], sample["expansion"])
     steps: list[Step] = []
-    if sample["item_rank_share"]:
+    if sample["item_codes"]:
+        codes = math.gcd(width, sample["item_codes"])
+        steps.append(CodebookItems(codes=codes, recover_epochs=config.recover_epochs))
+    elif sample["item_rank_share"]:
         rank = max(1, round(width * sample["item_rank_share"]))
         steps.append(FactorizeItems(rank=rank, recover_epochs=config.recover_epochs))
     if sample["quantize"]:

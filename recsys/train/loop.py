@@ -78,7 +78,8 @@ class TrainConfig:
     """Threads of each worker; none for torch's own choice."""
     sharded: bool = False
     """Whether workers share out weights, gradients and moments, the item table by rows; for tables
-    larger than one device. Does not go with compile, nor with item tables of low rank."""
+    larger than one device. Does not go with compile, nor with item tables of low rank or of
+    codes."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where each worker trains."""
     seed: int = 0

@@ -40,7 +40,7 @@ def shard(model: SequenceModel, device: torch.device) -> DeviceMesh:
     table = model.get_submodule("item_embedding")
     if not isinstance(table, DenseItemTable):
         raise ValueError(
-            "sharded training needs a dense item table: leave item_rank and content out"
+            "sharded training needs a dense item table: leave item_rank, item_codes and content out"
         )
     sharded = ShardedItemTable(table, mesh, device)
     model.item_embedding = sharded

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from recsys.compress import (
+    CodebookItems,
     FactorizeItems,
     FactorizeLinears,
     PruneFeedForward,
@@ -39,6 +40,7 @@ SMALLER: dict[type, Step] = {
     PruneWidth: PruneWidth(keep=28),
     FactorizeLinears: FactorizeLinears(rank=12),
     FactorizeItems: FactorizeItems(rank=24),
+    CodebookItems: CodebookItems(codes=16),
     Quantize: Quantize(),
 }
 WHOLE = (
@@ -57,6 +59,7 @@ TOO_MUCH = (
     PruneWidth(keep=33),
     FactorizeLinears(rank=33),
     FactorizeItems(rank=33),
+    CodebookItems(codes=33),
 )
 
 

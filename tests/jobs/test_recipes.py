@@ -5,10 +5,17 @@ import pytest
 from jobs.command import command
 from jobs.compress import Compress
 from jobs.recipes import SIZES, format_step, parse_step
-from recsys.compress import FactorizeItems, PruneHeads, Quantize, Step
+from recsys.compress import CodebookItems, FactorizeItems, PruneHeads, Quantize, Step
 
-WORDS = ["prune-heads=2", "factorize-items=16+3", "int8"]
-STEPS = (PruneHeads(keep=2), FactorizeItems(rank=16, recover_epochs=3), Quantize())
+WORDS = ["prune-heads=2", "factorize-items=16+3", "codebook-items=8", "int8", "int4", "fp16"]
+STEPS = (
+    PruneHeads(keep=2),
+    FactorizeItems(rank=16, recover_epochs=3),
+    CodebookItems(codes=8),
+    Quantize(),
+    Quantize(bits=4),
+    Quantize(bits=16),
+)
 
 
 def test_steps_are_read_and_written():
@@ -26,7 +33,10 @@ def test_a_recipe_is_a_flag():
     assert seen[0].recipe == STEPS
 
 
-@pytest.mark.parametrize("word", ["int4", "prune-head=2", "prune-heads", "prune-heads=2+", "=2"])
+@pytest.mark.parametrize(
+    "word",
+    ["int2", "int8=4", "codebook-items", "prune-head=2", "prune-heads", "prune-heads=2+", "=2"],
+)
 def test_what_is_no_step_is_refused(word, capsys):
     with pytest.raises(SystemExit) as stopped:
         command(Compress.from_preset, print, ["quickstart", "--recipe", word])

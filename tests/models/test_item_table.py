@@ -49,7 +49,7 @@ HISTORIES = [np.array([1, 2, COLD]), np.array([BARE, 3]), np.arange(1, 9)]
 
 
 def test_an_item_is_its_id_and_its_features_and_a_cold_one_its_features_only(content):
-    table = item_table(NUM_ITEMS + 1, WIDTH, None, content, 0.5).eval()
+    table = item_table(NUM_ITEMS + 1, WIDTH, None, None, content, 0.5).eval()
     adapted_VD = content.features_VF.float() @ table.adapter.weight.T
     expected_VD = table.ids.weight + adapted_VD
     expected_VD[COLD] = adapted_VD[COLD]
@@ -61,7 +61,7 @@ def test_an_item_is_its_id_and_its_features_and_a_cold_one_its_features_only(con
 
 
 def test_training_drops_ids_of_described_items_and_keeps_cold_ones_out_of_the_softmax(content):
-    table = item_table(NUM_ITEMS + 1, WIDTH, None, content, 0.5).train()
+    table = item_table(NUM_ITEMS + 1, WIDTH, None, None, content, 0.5).train()
     torch.manual_seed(0)
     rows_VD = table.table()
     assert not rows_VD[COLD].any()

@@ -30,10 +30,12 @@ CONFIGS = {
     "transformer": TRANSFORMER,
     "one layer": replace(TRANSFORMER, num_layers=1, feed_forward_width=8),
     "low rank": replace(TRANSFORMER, item_rank=4, linear_rank=3),
+    "codes": replace(TRANSFORMER, item_codes=4),
     "hstu": HSTU,
     "hstu without time": replace(HSTU, time="none"),
     "hstu with the target's time": replace(HSTU, time="target", item_rank=4),
     "gru": GRU,
+    "gru of codes": replace(GRU, item_codes=2),
     "gru of two layers": replace(GRU, num_layers=2, item_rank=4),
     "ensemble": EnsembleConfig(members=(TRANSFORMER, HSTU, replace(GRU, width=8))),
 }
@@ -130,12 +132,28 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean():
         {"feed_forward_width": -1},
         {"item_rank": 0},
         {"linear_rank": -1},
+        {"item_codes": 0},
     ],
 )
 def test_shapes_that_cannot_be_are_refused(setting):
     (name,) = setting
     with pytest.raises(ValueError, match=f"{name} must be at least 1"):
         TransformerConfig(**setting)
+
+
+@pytest.mark.parametrize("config", [TransformerConfig, GRUConfig])
+def test_codes_that_do_not_fit_are_refused(config):
+    with pytest.raises(ValueError, match="item_codes must divide the width of 64, which 5 does"):
+        config(width=64, item_codes=5)
+    with pytest.raises(ValueError, match="leave item_rank or item_codes out"):
+        config(item_rank=4, item_codes=4)
+
+
+@pytest.mark.parametrize("name", ["transformer", "low rank", "codes", "gru of codes"])
+def test_the_padding_is_a_zero_vector(name):
+    model = build(CONFIGS[name], NUM_ITEMS + 1)
+    assert not model.item_table()[0].any()
+    assert not model.item_vectors(torch.tensor([0])).any()
 
 
 def test_the_encoder_compiles_to_one_graph_with_dropout_in_it():

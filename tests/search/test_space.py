@@ -1,6 +1,7 @@
 import itertools
+from dataclasses import replace
 
-from recsys.compress import FactorizeItems, Quantize
+from recsys.compress import CodebookItems, FactorizeItems, Quantize
 from recsys.config import from_json, to_json
 from recsys.models import GRUConfig, TransformerConfig, build
 from recsys.search.space import Point, SearchConfig, choices, point_from
@@ -10,12 +11,14 @@ def test_every_sample_is_a_model_that_can_be_built():
     config = SearchConfig()
     shapes = {key: choices(config)[key] for key in ("width", "num_layers", "expansion")}
     rest = {"soft_weight": 0.5, "temperature": 1.0, "item_rank_share": 0.0, "quantize": True}
+    rest |= {"item_codes": 8}
     for values in itertools.product(*shapes.values()):
         sample = dict(zip(shapes, values, strict=True)) | rest
         for student in (TransformerConfig(max_length=20), GRUConfig(max_length=20)):
             point = point_from(sample, student, config)
             assert type(point.model) is type(student)
             assert build(point.model, 10).config.max_length == 20
+            assert replace(point.model, item_codes=point.recipe[0].codes)
 
 
 def test_recipes_and_names_follow_the_sample():
@@ -27,10 +30,14 @@ def test_recipes_and_names_follow_the_sample():
         "soft_weight": 0.7,
         "temperature": 2.0,
         "item_rank_share": 0.5,
+        "item_codes": 0,
         "quantize": True,
     }
     point = point_from(sample, TransformerConfig(), config)
     assert point.recipe == (FactorizeItems(rank=8, recover_epochs=2), Quantize())
     other = point_from({**sample, "quantize": False}, TransformerConfig(), config)
     assert point.name != other.name
+    coded = point_from({**sample, "item_codes": 8}, TransformerConfig(item_codes=2), config)
+    assert coded.recipe == (CodebookItems(codes=8, recover_epochs=2), Quantize())
+    assert coded.model == point.model
     assert from_json(Point, to_json(point)) == point

@@ -109,14 +109,49 @@ def test_report_is_carried(tmp_path, model):
     assert model.report is None
 
 
-def test_a_flipped_byte_is_refused(tmp_path):
-    directory = write_model(tmp_path / "model")
-    graph = directory / "model.onnx"
-    raw = bytearray(graph.read_bytes())
+def flip_a_byte(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
-    graph.write_bytes(raw)
-    with pytest.raises(ValueError, match=r"model\.onnx is damaged"):
+    path.write_bytes(raw)
+
+
+def replace_graph(directory: Path) -> None:
+    other = write_model(directory.with_name("other"), sign=-1)
+    (directory / "model.onnx").write_bytes((other / "model.onnx").read_bytes())
+
+
+def set_newer_schema(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "schema_version": 99}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: flip_a_byte(d / "model.onnx"), r"model\.onnx is damaged"),
+        (lambda d: flip_a_byte(d / "model.safetensors"), r"model\.safetensors is damaged"),
+        (lambda d: flip_a_byte(d / "items.parquet"), r"items\.parquet is damaged"),
+        (lambda d: (d / "model.onnx").unlink(), r"model\.onnx is missing"),
+        (lambda d: (d / "items.parquet").unlink(), r"items\.parquet is missing"),
+        (lambda d: (d / "config.json").unlink(), r"has no config\.json"),
+        (lambda d: (d / "config.json").write_text('{"model":'), "is not valid JSON"),
+        (replace_graph, r"model\.onnx is damaged: it differs from what was written"),
+        (set_newer_schema, "has schema version 99"),
+    ],
+)
+def test_what_is_not_as_it_was_written_is_refused_in_one_line_and_not_run(
+    damage, message, tmp_path, monkeypatch
+):
+    directory = write_model(tmp_path / "model")
+    damage(directory)
+
+    def run(*_arguments, **_options):
+        raise AssertionError("the graph was loaded")
+
+    monkeypatch.setattr("recsys.serve.recommender.OnnxModel", run)
+    with pytest.raises(ValueError, match=message) as refused:
         Recommender(directory)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_model_without_serving_form_is_refused(tmp_path):
@@ -157,6 +192,50 @@ def test_scores_are_plain_numbers(model):
     (answer,) = model.recommend([["a"]], k=1)
     assert type(answer["items"][0]["score"]) is float
     assert np.isfinite(answer["items"][0]["score"])
+
+
+def test_every_way_to_store_a_model_answers_without_torch(tmp_path):
+    import torch
+
+    from recsys.compress import CodebookItems, FactorizeItems, Quantize, compress
+    from recsys.compress.export import export_onnx
+    from recsys.models import GRUConfig, TransformerConfig, build, save
+
+    items = tmp_path / "items.parquet"
+    ids = [None, *(f"film {i}" for i in range(1, 301))]
+    pq.write_table(pa.table({"item_id": ids, "popularity": [0, *range(300)]}), items)
+    config = TransformerConfig(width=16, num_layers=1, head_width=8, max_length=5)
+    cases = {
+        "float32": (config, ()),
+        "fp16": (config, (Quantize(bits=16),)),
+        "int8": (config, (FactorizeItems(rank=8), Quantize())),
+        "int4": (GRUConfig(width=16, max_length=5), (Quantize(bits=4),)),
+        "codes": (config, (CodebookItems(codes=4), Quantize())),
+    }
+    histories = [np.array([3, 1, 2]), np.array([40])]
+    for name, (shape, recipe) in cases.items():
+        torch.manual_seed(0)
+        network, precision = compress(build(shape, 301).eval(), recipe, histories=histories)
+        save(network, tmp_path / name, items=items, role="compressed")
+        export_onnx(network, tmp_path / name, histories=histories, precision=precision)
+        seal_model(tmp_path / name)
+    asked = [[f"film {i}" for i in history] for history in histories]
+    code = f"""
+import sys
+absent = ("torch", "ray", "onnx", "onnxscript", "tqdm")
+sys.modules.update(dict.fromkeys(absent))
+import json, pathlib
+from recsys.serve.recommender import Recommender
+root = pathlib.Path({str(tmp_path)!r})
+names = {list(cases)!r}
+print(json.dumps([Recommender(root / name).recommend({asked!r}, k=5) for name in names]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert json.loads(result.stdout) == [
+        Recommender(tmp_path / name).recommend(asked, k=5) for name in cases
+    ]
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])

@@ -105,7 +105,7 @@ def worker(rank, port, dataset, directory):
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     torch.set_num_threads(1)
     check_table(rank)
-    with pytest.raises(ValueError, match="leave item_rank and content out"):
+    with pytest.raises(ValueError, match="leave item_rank, item_codes and content out"):
         shard(build(replace(MODEL, item_rank=4), 31), CPU)
     task = Task(dataset=dataset, model=MODEL, train=CONFIG)
     workers = Workers(rank=rank, world_size=2)
