@@ -103,5 +103,5 @@ def test_the_widest_student_fits_and_the_next_does_not(preset):
 
 
 def test_a_size_that_no_student_has_is_refused():
-    with pytest.raises(ValueError, match="no student has at most 1.0 KiB"):
+    with pytest.raises(ValueError, match=r"no student has at most 1\.0 KiB"):
         gap.largest(PRESETS["quickstart"].student, NUM_ROWS, 1000)
