@@ -35,6 +35,7 @@ BENCHMARK = "article"
 TEACHER, ALONE, DISTILLED, COMPRESSED = "teacher", "student alone", "student", "compressed student"
 FROM_TEACHER, BINARY = "student alone, from the teacher's weights", "student, binary labels"
 ARTICLE = {TEACHER: 0.9, ALONE: 0.7, DISTILLED: 0.85, COMPRESSED: 0.8}
+TAUGHT = {DISTILLED: TextDistillConfig(), BINARY: TextDistillConfig(labels="binary")}
 VARIANTS = (TEACHER, ALONE, FROM_TEACHER, DISTILLED, BINARY, COMPRESSED)
 COLUMNS = {
     "movielens-1m": (("title", "description"), "genres"),
@@ -68,7 +69,7 @@ def main(options: Options) -> None:
     results = Results(BENCHMARK)
     if not options.readme:
         for seed in options.seeds:
-            _Case(results, options, seed).measure()
+            Case(results, options, seed).measure()
     text = markdown(results.rows())
     print(text)
     if options.readme:
@@ -84,7 +85,7 @@ def texts_of(dataset: str, items: pa.Table) -> LabelledTexts:
     return label(items, text_columns, category)
 
 
-class _Case:
+class Case:
     """The models of a data set and a seed; those that were trained before are read."""
 
     def __init__(self, results: Results, options: Options, seed: int):
@@ -104,13 +105,13 @@ class _Case:
         for variant in (ALONE, FROM_TEACHER):
             student = self._student(teacher, from_teacher=variant == FROM_TEACHER)
             self._measure(variant, student, partial(fit, student, self.training, config))
-        for variant, labels in ((BINARY, "binary"), (DISTILLED, "softmax")):
+        for variant, distillation in TAUGHT.items():
             student = self._student(teacher)
-            distillation = TextDistillConfig(labels=labels)
             teach = partial(train_student, student, teacher, self.training, config, distillation)
             self._measure(variant, student, teach)
-        compressed = compress(student, self.directory / COMPRESSED)
-        self._put(COMPRESSED, compressed, compressed.size_bytes)
+            if variant == DISTILLED:
+                compressed = compress(student, self.directory / COMPRESSED)
+                self._put(COMPRESSED, compressed, compressed.size_bytes)
 
     def _at(self, config: TextTrainConfig) -> TextTrainConfig:
         return replace(config, seed=self.seed)

@@ -36,7 +36,7 @@ class TextDistillConfig:
     """Share of the label loss that the teacher's distribution has."""
     temperature: float = 2.0
     """Softens the teacher's and the student's distribution alike."""
-    states_weight: float = 1.0
+    states_weight: float = 10.0
     """Weight of the distance of states, layer by layer."""
     attention_weight: float = 1.0
     """Weight of the divergence of attention, head by head."""

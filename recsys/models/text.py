@@ -164,8 +164,8 @@ def _cut(teacher: TextClassifier, smaller: Any, texts: Sequence[str]) -> Cut:
     for layer in layers:
         attention = teacher.model.get_submodule(f"{BLOCKS}.{layer}.attention")
         split = (config.num_attention_heads, -1)
-        values_HSD = attention.get_submodule("self.value").weight.unflatten(0, split)
-        outputs_DHS = attention.get_submodule("output.dense").weight.unflatten(1, split)
+        values_HSD = attention.get_parameter("self.value.weight").unflatten(0, split)
+        outputs_DHS = attention.get_parameter("output.dense.weight").unflatten(1, split)
         size_H = torch.einsum("dhs,hse->hde", outputs_DHS, values_HSD).square().sum(dim=(1, 2))
         heads.append(_largest(size_H, smaller.num_attention_heads))
     return Cut(layers, heads, _projection(teacher, smaller.hidden_size, texts))
@@ -220,8 +220,8 @@ def _project(name: str, weight: Tensor, projection_DS: Tensor) -> Tensor:
 
 def _unit_sizes(block: nn.Module) -> Tensor:
     """Returns how much each feed-forward unit can read and write."""
-    reads_UD = block.get_submodule("intermediate.dense").weight
-    writes_DU = block.get_submodule("output.dense").weight
+    reads_UD = block.get_parameter("intermediate.dense.weight")
+    writes_DU = block.get_parameter("output.dense.weight")
     return reads_UD.norm(dim=1) * writes_DU.norm(dim=0)
 
 
