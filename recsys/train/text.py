@@ -81,6 +81,7 @@ def fit(
     training, validation = texts.split(VALIDATION_SHARE, config.seed)
     objective = objective or HardLabels()
     tokens_NT, labels_N = model.tokenizer(training.texts_N), torch.from_numpy(training.labels_N)
+    lengths_N = (tokens_NT != model.tokenizer.padding).sum(dim=1)
     num_steps = config.epochs * math.ceil(len(labels_N) / config.batch_size)
     optimizer, schedule = _optimizer(nn.ModuleList([model, objective]), config, num_steps)
     torch.manual_seed(config.seed)
@@ -90,7 +91,7 @@ def fit(
         for _ in range(config.epochs):
             model.train()
             total = 0.0
-            for rows in torch.randperm(len(labels_N)).split(config.batch_size):
+            for rows in _batches(lengths_N, config.batch_size):
                 batch_NT = _without_padding(tokens_NT[rows], model.tokenizer.padding)
                 with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
                     loss = objective(model, batch_NT, labels_N[rows])
@@ -105,6 +106,13 @@ def fit(
     model.load_state_dict(best)
     model.eval()
     return epochs
+
+
+def _batches(lengths_N: Tensor, size: int) -> list[Tensor]:
+    """Returns rows of random batches; of 8 drawn together, those of similar length share one."""
+    groups = torch.randperm(len(lengths_N)).split(8 * size)
+    batches = [rows for group in groups for rows in group[lengths_N[group].argsort()].split(size)]
+    return [batches[at] for at in torch.randperm(len(batches))]
 
 
 def _step(loss: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float) -> float:
