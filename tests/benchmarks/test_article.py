@@ -51,7 +51,7 @@ def test_every_model_is_measured_and_what_was_trained_is_read(tmp_path, monkeypa
     results = Results("article", tmp_path)
     article.Case(results, options, 0).measure()
     first = {(row.variant, row.metric): row.value for row in results.rows()}
-    assert {variant for variant, _ in first} == set(article.VARIANTS)
+    assert {variant for variant, _ in first} == set(article.LINES)
     monkeypatch.setattr(article, "fit", lambda *_: pytest.fail("it was trained before"))
     article.Case(results, options, 0).measure()
     assert {(row.variant, row.metric): row.value for row in results.rows()} == first
