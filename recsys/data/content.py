@@ -98,14 +98,19 @@ def check_content(config: ContentConfig, item_table: pa.Table | None) -> None:
         return
     if item_table is None:
         raise ValueError("content needs an item table: say where it is with --items")
-    missing = [column for column in config.columns if column not in item_table.column_names]
+    require_columns(item_table, config.columns)
+    for kind, encoder in config.encoders.items():
+        locate(encoder, kind)
+
+
+def require_columns(item_table: pa.Table, columns: Sequence[str]) -> None:
+    """Raises a ValueError that names those of `columns` which an item table does not have."""
+    missing = [column for column in columns if column not in item_table.column_names]
     if missing:
         names = ", ".join(item_table.column_names)
         raise ValueError(
             f"the item table has no column {', '.join(map(repr, missing))}; it has {names}"
         )
-    for kind, encoder in config.encoders.items():
-        locate(encoder, kind)
 
 
 def locate(encoder: str, kind: Kind) -> Path:

@@ -38,16 +38,15 @@ class MeanState(nn.Module):
         return normalize((states_NTF * mask_NT[..., None]).sum(dim=1), dim=-1)
 
 
-class TextEncoder:
-    """Texts to their features by a `MeanState`."""
+class Tokenizer:
+    """Texts to tokens_NT, cut to the most that is read and padded to the longest."""
 
     def __init__(self, directory: Path, max_tokens: int):
-        model, self.tokenizer = _load_model(directory), _load(AutoTokenizer, directory)
-        self.mean_state = MeanState(model, self.tokenizer.pad_token_id)
+        self.tokenizer = _load(AutoTokenizer, directory)
+        self.padding: int = self.tokenizer.pad_token_id
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
 
-    def tokens(self, texts: Sequence[str]) -> Tensor:
-        """Returns tokens_NT, cut to the most that is read and padded to the longest."""
+    def __call__(self, texts: Sequence[str]) -> Tensor:
         return self.tokenizer(
             list(texts),
             padding=True,
@@ -56,6 +55,18 @@ class TextEncoder:
             return_tensors="pt",
         )["input_ids"]
 
+    def save(self, directory: Path) -> None:
+        """Writes the files that it is loaded from."""
+        self.tokenizer.save_pretrained(directory)
+
+
+class TextEncoder:
+    """Texts to their features by a `MeanState`."""
+
+    def __init__(self, directory: Path, max_tokens: int):
+        model, self.tokens = _load_model(directory), Tokenizer(directory, max_tokens)
+        self.mean_state = MeanState(model, self.tokens.padding)
+
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         return normalized(self.mean_state(self.tokens(texts)).numpy())
@@ -63,7 +74,7 @@ class TextEncoder:
     def save(self, directory: Path) -> None:
         """Writes the encoder, its weights as they are now, as a directory that `locate` takes."""
         self.mean_state.model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
+        self.tokens.save(directory)
 
 
 class ItemTexts(NamedTuple):

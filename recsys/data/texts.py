@@ -1,0 +1,96 @@
+"""Texts of items with a category each: what a text classifier learns from."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from recsys.data.content import require_columns, texts_of
+from recsys.data.read import read_table
+
+
+class LabelledTexts(NamedTuple):
+    """N texts and their categories."""
+
+    texts_N: list[str]
+    labels_N: np.ndarray
+    """Indexes of categories, int64."""
+    categories: tuple[str, ...]
+    """Names, the most frequent first."""
+
+    def split(self, share: float, seed: int) -> tuple["LabelledTexts", "LabelledTexts"]:
+        """Returns all but a random `share` of the texts, and that share.
+
+        Raises:
+            ValueError: one of the two would be empty.
+        """
+        num_apart = round(share * len(self.texts_N))
+        if not 0 < num_apart < len(self.texts_N):
+            raise ValueError(
+                f"{len(self.texts_N)} texts are too few to set {share:.0%} of them apart"
+            )
+        rows = np.random.default_rng(seed).permutation(len(self.texts_N))
+        return self._take(rows[num_apart:]), self._take(rows[:num_apart])
+
+    def _take(self, rows: np.ndarray) -> "LabelledTexts":
+        texts = [self.texts_N[row] for row in rows]
+        return self._replace(texts_N=texts, labels_N=self.labels_N[rows])
+
+
+def read_texts(
+    location: str,
+    text_columns: Sequence[str],
+    category_column: str,
+    *,
+    num_categories: int = 10,
+    test_share: float = 0.2,
+    seed: int = 0,
+) -> tuple[LabelledTexts, LabelledTexts]:
+    """Returns texts to train on and texts to test on, from an item table in any known format.
+
+    Raises:
+        ValueError: the table cannot be read, lacks a column, or has fewer than two categories.
+    """
+    table = read_table(location)
+    texts = label(table, text_columns, category_column, num_categories=num_categories)
+    return texts.split(test_share, seed)
+
+
+def label(
+    table: pa.Table,
+    text_columns: Sequence[str],
+    category_column: str,
+    *,
+    num_categories: int = 10,
+) -> LabelledTexts:
+    """Returns the texts of items that have one, and one of the most frequent categories.
+
+    A category is a value of a column, or of the lists in it; of several the first counts.
+
+    Raises:
+        ValueError: the table lacks a column, or has fewer than two categories.
+    """
+    require_columns(table, (*text_columns, category_column))
+    if category_column in text_columns:
+        raise ValueError(f"{category_column!r} is what the text is to tell: leave it out of it")
+    values_V = [_values(value) for value in table[category_column].to_pylist()]
+    counts = Counter(value for values in values_V for value in dict.fromkeys(values))
+    frequent = {value for value, _ in counts.most_common(num_categories)}
+    pairs = [
+        (text, next(value for value in values if value in frequent))
+        for text, values in zip(texts_of(table, text_columns), values_V, strict=True)
+        if text is not None and not frequent.isdisjoint(values)
+    ]
+    categories = tuple(value for value, _ in Counter(value for _, value in pairs).most_common())
+    if len(categories) < 2:
+        found = f"only {categories[0]!r}" if categories else "none"
+        raise ValueError(f"two categories are needed, and {category_column!r} has {found}")
+    labels_N = np.array([categories.index(value) for _, value in pairs])
+    return LabelledTexts([text for text, _ in pairs], labels_N, categories)
+
+
+def _values(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [str(value).strip() for value in values if value is not None]

@@ -1,0 +1,61 @@
+"""Texts with categories, from tables worked out by hand."""
+
+import pyarrow as pa
+import pytest
+
+from recsys.data.texts import label, read_texts
+
+TABLE = pa.table(
+    {
+        "title": ["a", "b", None, "d", "e", "f"],
+        "genres": [["x", "y"], ["y"], ["x"], ["z", "y"], [], ["z", "y", "y"]],
+        "kind": ["p", "q", "p", " p ", None, "q"],
+    }
+)
+
+
+def test_of_several_categories_the_first_frequent_one_counts():
+    texts = label(TABLE, ["title"], "genres", num_categories=2)
+    # y stands at four items; of x and z, at two each, x comes first.
+    assert texts.texts_N == ["a", "b", "d", "f"]
+    assert texts.categories == ("y", "x")
+    assert texts.labels_N.tolist() == [1, 0, 0, 0]
+
+
+def test_a_column_of_plain_values_and_what_has_no_text_or_category():
+    texts = label(TABLE, ["title"], "kind")
+    assert texts.categories == ("p", "q")
+    assert texts.texts_N == ["a", "b", "d", "f"]
+    assert texts.labels_N.tolist() == [0, 1, 0, 1]
+
+
+def test_a_split_is_a_partition_that_follows_from_the_seed():
+    texts = label(TABLE, ["title"], "kind")
+    rest, part = texts.split(0.25, seed=1)
+    assert (len(rest.texts_N), len(part.texts_N)) == (3, 1)
+    assert sorted(rest.texts_N + part.texts_N) == sorted(texts.texts_N)
+    kinds = dict(zip(texts.texts_N, texts.labels_N, strict=True))
+    assert [kinds[text] for text in rest.texts_N] == rest.labels_N.tolist()
+    assert texts.split(0.25, seed=1)[1].texts_N == part.texts_N
+    with pytest.raises(ValueError, match="4 texts are too few"):
+        texts.split(0.1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text_columns", "category", "message"),
+    [
+        (["plot"], "kind", "has no column 'plot'; it has title, genres, kind"),
+        (["title"], "colour", "has no column 'colour'"),
+        (["title", "kind"], "kind", "'kind' is what the text is to tell"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_said_in_a_line(text_columns, category, message):
+    with pytest.raises(ValueError, match=message):
+        label(TABLE, text_columns, category)
+
+
+def test_one_category_is_too_few(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("title,kind\na,p\nb,p\n")
+    with pytest.raises(ValueError, match="two categories are needed, and 'kind' has only 'p'"):
+        read_texts(str(path), ["title"], "kind")

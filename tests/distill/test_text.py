@@ -1,0 +1,176 @@
+"""Teaching of text classifiers: losses worked out by hand, and the five calls of the article."""
+
+import math
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from recsys.compress.text import CompressedClassifier, compress
+from recsys.distill.text import (
+    TextDistillation,
+    TextDistillConfig,
+    attention_loss,
+    binary_loss,
+    load_teacher,
+    softmax_loss,
+    state_loss,
+    train_student,
+)
+from recsys.evaluate.text import evaluate
+from recsys.models.text import load_classifier, simple_student
+from recsys.train.text import TextTrainConfig, fit
+from tests.distill.tiny_bert import CATEGORIES, MINILM, save_tiny_bert, telling_texts
+
+README = Path(__file__).parents[2] / "README.md"
+QUICK = TextTrainConfig(epochs=6, batch_size=8, learning_rate=1e-2)
+LOGITS, TEACHER, LABELS = torch.tensor([[0.0, math.log(3)]]), torch.zeros(1, 2), torch.tensor([0])
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> str:
+    return save_tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+def test_softmax_loss_by_hand():
+    # p = (1/4, 3/4); the teacher says (1/2, 1/2); with T = 2 the logits are (0, log sqrt 3).
+    hard, soft = -math.log(1 / 4), -0.5 * (math.log(1 / 4) + math.log(3 / 4))
+    found = softmax_loss(LOGITS, LABELS, TEACHER, soft_weight=0.25, temperature=1)
+    assert float(found) == pytest.approx(0.75 * hard + 0.25 * soft, rel=1e-5)
+    total = 1 + math.sqrt(3)
+    softened = -0.5 * (math.log(1 / total) + math.log(math.sqrt(3) / total))
+    found = softmax_loss(LOGITS, LABELS, TEACHER, soft_weight=1, temperature=2)
+    assert float(found) == pytest.approx(4 * softened, rel=1e-5)
+
+
+def test_binary_loss_by_hand():
+    # p = sigmoid = (1/2, 3/4); hard y = (1, 0), soft y = (1/2, 1/2).
+    hard = -math.log(1 / 2) - math.log(1 / 4)
+    soft = -math.log(1 / 2) - 0.5 * (math.log(3 / 4) + math.log(1 / 4))
+    found = binary_loss(LOGITS, LABELS, TEACHER, soft_weight=0.25, temperature=1)
+    assert float(found) == pytest.approx(0.75 * hard + 0.25 * soft, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [softmax_loss, binary_loss])
+def test_the_temperature_keeps_the_scale_of_gradients(loss):
+    torch.manual_seed(0)
+    teacher, labels = torch.randn(4, 5), torch.zeros(4, dtype=torch.long)
+    sizes = []
+    for temperature in (50.0, 100.0):
+        logits = torch.zeros(4, 5, requires_grad=True)
+        loss(logits, labels, teacher, soft_weight=1, temperature=temperature).backward()
+        sizes.append(float((logits.grad - logits.grad.mean(dim=1, keepdim=True)).norm()))
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+
+
+def test_state_loss_counts_tokens_only():
+    states, mask = torch.zeros(1, 2, 2), torch.tensor([[True, False]])
+    assert float(state_loss(states, torch.tensor([[[1.0, 3.0], [9.0, 9.0]]]), mask)) == 5
+
+
+def test_attention_loss_by_hand():
+    teacher = torch.tensor([[[[0.5, 0.5, 0.0]] * 3]])
+    student = torch.tensor([[[[0.25, 0.75, 0.0]] * 2 + [[1.0, 0.0, 0.0]]]])
+    mask = torch.tensor([[True, True, False]])
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert float(attention_loss(student, teacher, mask)) == pytest.approx(expected, rel=1e-5)
+    assert float(attention_loss(teacher, teacher, mask)) == 0
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_states_and_attention(directory):
+    texts = telling_texts(20)
+    teacher = load_classifier(directory, CATEGORIES).eval()
+    student = simple_student(teacher, texts, num_layers=2, width=16).eval()
+    tokens_NT, labels_N = teacher.tokenizer(texts.texts_N), torch.from_numpy(texts.labels_N)
+    losses = [
+        TextDistillation(
+            teacher,
+            student.cut,
+            TextDistillConfig(states_weight=weight, attention_weight=weight),
+        )(student, tokens_NT, labels_N)
+        for weight in (0.0, 100.0)
+    ]
+    torch.testing.assert_close(*losses)
+
+
+def test_a_small_table_is_learned_by_heart_and_the_same_seed_gives_the_same(directory):
+    texts = telling_texts(40)
+    models = [load_classifier(directory, CATEGORIES) for _ in range(2)]
+    histories = [fit(model, texts, QUICK) for model in models]
+    assert histories[0] == histories[1]
+    assert histories[0][-1].loss < histories[0][0].loss / 2
+    assert evaluate(models[0], texts)["accuracy"] > 0.95
+
+
+def test_the_five_calls_of_the_readme(directory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = telling_texts(40)
+    genres = [[CATEGORIES[label], "other"] for label in texts.labels_N]
+    columns = {"title": texts.texts_N, "description": texts.texts_N, "genres": genres}
+    pq.write_table(pa.table(columns), "items.parquet")
+    lines = README.read_text().split("In Python:\n")[1].split("\nAccuracy")[0]
+    called = {}
+    exec(textwrap.dedent(lines).replace("bert-base-uncased", directory), called)
+    student, compressed, test = (called[name] for name in ("student", "compressed", "test_data"))
+    assert evaluate(compressed, test)["num_texts"] == 8
+    whole = compress(student, "whole", "float32")
+    assert compressed.size_bytes < whole.size_bytes
+    expected = student(student.tokenizer(test.texts_N)).detach().numpy()
+    np.testing.assert_allclose(whole.logits(test.texts_N), expected, atol=1e-4)
+    np.testing.assert_allclose(compressed.logits(test.texts_N), expected, atol=0.1)
+    again = CompressedClassifier(Path("compressed"))
+    np.testing.assert_array_equal(again.predict(test.texts_N), compressed.predict(test.texts_N))
+
+
+def test_a_student_learns_what_its_teacher_knows_and_leaves_it_as_it_is(directory):
+    training, test = telling_texts(120).split(0.2, seed=0)
+    teacher = load_teacher(directory, training, QUICK, max_tokens=16)
+    weights = {name: weight.clone() for name, weight in teacher.state_dict().items()}
+    student = simple_student(teacher, training, num_layers=1)
+    train_student(student, teacher, training, QUICK)
+    assert evaluate(student, test)["accuracy"] > 0.8
+    assert all(torch.equal(weights[name], weight) for name, weight in teacher.state_dict().items())
+
+
+def test_a_student_from_noise_learns_from_binary_labels(directory):
+    texts = telling_texts(60)
+    teacher = load_teacher(directory, texts, QUICK, max_tokens=16)
+    student = simple_student(teacher, texts, num_layers=1, from_teacher=False)
+    before = evaluate(student, texts)["accuracy"]
+    train_student(student, teacher, texts, QUICK, TextDistillConfig(labels="binary"))
+    assert evaluate(student, texts)["accuracy"] > max(before, 0.8)
+
+
+def test_minilm_teaches():
+    texts = telling_texts(12)
+    step = TextTrainConfig(epochs=1, batch_size=16)
+    teacher = load_teacher(str(MINILM), texts, step, max_tokens=8)
+    student = simple_student(teacher, texts, num_layers=2, width=64)
+    assert student.model.config.num_attention_heads == 2
+    (epoch,) = train_student(student, teacher, texts, step)
+    assert 0 < epoch.loss < 100
+
+
+def test_what_does_not_belong_together_is_said(directory):
+    texts = telling_texts(20)
+    teacher = load_classifier(directory, CATEGORIES)
+    with pytest.raises(ValueError, match="no student of the teacher's"):
+        train_student(load_classifier(directory, CATEGORIES), teacher, texts)
+    others = texts._replace(categories=("a", "b", "c"))
+    with pytest.raises(ValueError, match="other categories than the model"):
+        fit(teacher, others, QUICK)
+    with pytest.raises(ValueError, match="other categories than the classifier"):
+        evaluate(teacher, others)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"soft_weight": 1.5}, {"temperature": 0.0}, {"states_weight": -1.0}],
+)
+def test_settings_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        TextDistillConfig(**settings)
