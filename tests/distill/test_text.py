@@ -142,7 +142,7 @@ def test_a_student_from_noise_learns_from_binary_labels(directory):
     student = simple_student(teacher, texts, num_layers=1, from_teacher=False)
     before = evaluate(student, texts)["accuracy"]
     train_student(student, teacher, texts, QUICK, TextDistillConfig(labels="binary"))
-    assert evaluate(student, texts)["accuracy"] > max(before, 0.8)
+    assert evaluate(student, texts)["accuracy"] > before + 0.3
 
 
 def test_minilm_teaches():
