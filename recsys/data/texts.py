@@ -67,7 +67,8 @@ def label(
 ) -> LabelledTexts:
     """Returns the texts of items that have one, and one of the most frequent categories.
 
-    A category is a value of a column, or of the lists in it; of several the first counts.
+    A category is a value of a column, or of the lists in it. An item that has several of the most
+    frequent is left out: which of them it was meant to be told apart by, nobody has said.
 
     Raises:
         ValueError: the table lacks a column, or has fewer than two categories.
@@ -79,9 +80,10 @@ def label(
     counts = Counter(value for values in values_V for value in dict.fromkeys(values))
     frequent = {value for value, _ in counts.most_common(num_categories)}
     pairs = [
-        (text, next(value for value in values if value in frequent))
+        (text, next(iter(found)))
         for text, values in zip(texts_of(table, text_columns), values_V, strict=True)
-        if text is not None and not frequent.isdisjoint(values)
+        for found in [frequent.intersection(values)]
+        if text is not None and len(found) == 1
     ]
     categories = tuple(value for value, _ in Counter(value for _, value in pairs).most_common())
     if len(categories) < 2:

@@ -8,18 +8,18 @@ from recsys.data.texts import label, read_texts
 TABLE = pa.table(
     {
         "title": ["a", "b", None, "d", "e", "f"],
-        "genres": [["x", "y"], ["y"], ["x"], ["z", "y"], [], ["z", "y", "y"]],
+        "genres": [["x", "y"], ["y"], ["x"], ["z", "y"], ["x"], ["z", "y", "y"]],
         "kind": ["p", "q", "p", " p ", None, "q"],
     }
 )
 
 
-def test_of_several_categories_the_first_frequent_one_counts():
+def test_items_with_several_of_the_frequent_categories_are_left_out():
     texts = label(TABLE, ["title"], "genres", num_categories=2)
-    # y stands at four items; of x and z, at two each, x comes first.
-    assert texts.texts_N == ["a", "b", "d", "f"]
+    # y stands at four items and x at three; the first has both, and z counts nothing.
+    assert texts.texts_N == ["b", "d", "e", "f"]
     assert texts.categories == ("y", "x")
-    assert texts.labels_N.tolist() == [1, 0, 0, 0]
+    assert texts.labels_N.tolist() == [0, 0, 1, 0]
 
 
 def test_a_column_of_plain_values_and_what_has_no_text_or_category():
