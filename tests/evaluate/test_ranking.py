@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recsys.evaluate import ranking
 from recsys.evaluate.ranking import join, rank_targets
 
 
@@ -150,3 +151,16 @@ def test_a_higher_score_of_the_target_never_worsens_its_rank(make_dataset):
         assert after.ranks_U[0] <= before.ranks_U[0]
 
     check()
+
+
+@pytest.mark.parametrize("num_items", [3, 10, 300, 11 * 256, 12 * 256 + 77])
+def test_the_best_are_found_block_by_block(num_items):
+    generator = np.random.default_rng(num_items)
+    scores_BV = generator.standard_normal((7, num_items)).astype(np.float32)
+    scores_BV[0, :] = -np.inf
+    scores_BV[0, -2:] = [1, 2]
+    scores_BV[1] = np.arange(num_items)  # all in the last block, and what is left over
+    expected_BK = np.argsort(-scores_BV, axis=1, kind="stable")[:, :10]
+    expected_BK[0, 2:] = 0
+    found_BK = ranking._best(scores_BV)
+    np.testing.assert_array_equal(found_BK[:, : expected_BK.shape[1]], expected_BK)
