@@ -137,7 +137,13 @@ AMAZON_BEAUTY = Preset(
         dropout=0.5,
     ),
     train=TrainConfig(
-        epochs=30, batch_rows=16, learning_rate=1e-3, evaluate_every=3, num_threads=1, compile=True
+        epochs=30,
+        batch_rows=16,
+        learning_rate=1e-3,
+        ema=0.999,
+        evaluate_every=3,
+        num_threads=1,
+        compile=True,
     ),
     student=TransformerConfig(
         width=32,
