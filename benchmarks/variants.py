@@ -40,6 +40,8 @@ class Options:
     """Seeds of weights, batches and dropout."""
     num_workers: int | None = None
     """Workers that train, 0 for a process without Ray; none for as many as the preset has."""
+    ensemble: bool = False
+    """Whether the mean of the scores of all seeds is measured, too."""
     again: bool = False
     """Whether what has been measured is measured anew."""
     readme: bool = False
@@ -99,11 +101,35 @@ def run(results: Results, options: Options, variants: Variants) -> None:
         line = shlex.join(["python", "-m", "jobs.train", *words])
         if options.again or not results.has(subject, line):
             dataset = prepare(options.dataset, options.log)
-            output = (
-                RUNS / options.dataset / results.benchmark / subject.variant / str(subject.seed)
-            )
-            report = train(words, dataset, output)
+            report = train(words, dataset, place(results, subject))
             results.put(subject, line, values(report))
+    if options.ensemble:
+        for name in variants:
+            measure_ensemble(results, options, name)
+
+
+def place(results: Results, subject: Subject) -> Path:
+    """Returns where a teacher goes."""
+    return RUNS / subject.dataset / results.benchmark / subject.variant / str(subject.seed)
+
+
+def measure_ensemble(results: Results, options: Options, variant: str) -> None:
+    """Measures the mean of a variant's seeds, unless that is done."""
+    name = f"{variant}, ensemble of {len(options.seeds)}"
+    subject = Subject(options.dataset, "recsys", name, options.seeds[0])
+    preset = PRESETS.get(options.dataset, options.dataset)
+    line = f"python -m jobs.ensemble {preset} --members {' '.join(map(str, options.seeds))}"
+    if results.has(subject, line) and not options.again:
+        return
+    members = [
+        place(results, subject._replace(variant=variant, seed=seed)) for seed in options.seeds
+    ]
+    output = place(results, subject)
+    places = ["--dataset", str(prepare(options.dataset, options.log)), "--output", str(output)]
+    job("ensemble", [preset, "--members", *map(str, members), *places])
+    report = read_json(output / "report.json")
+    seconds = [read_json(member / "report.json")["train_seconds"] for member in members]
+    results.put(subject, line, values({**report, "train_seconds": sum(seconds)}))
 
 
 def train_words(

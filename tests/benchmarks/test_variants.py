@@ -1,9 +1,11 @@
 import shlex
+from pathlib import Path
 
 import pytest
 
 from benchmarks import ablation, teacher, variants
 from benchmarks.rows import Results, values_of
+from recsys.files import write_json
 
 REPORT = {
     "ndcg@10": 0.2,
@@ -79,3 +81,29 @@ def test_the_table_has_mean_and_spread_and_the_command(trained, tmp_path):
         "| preset | 0.2100 ± 0.0100 | 0.4000 ± 0.0000 | 3 | 10 "
         "| `python -m jobs.train quickstart` |"
     )
+
+
+def test_the_seeds_of_a_variant_are_an_ensemble_too(trained, tmp_path, monkeypatch):
+    asked = []
+
+    def job(name, words):
+        asked.append([name, *words])
+        output = Path(words[-1])
+        output.mkdir(parents=True)
+        write_json(output / "report.json", {**REPORT, "ndcg@10": 0.3})
+
+    monkeypatch.setattr(variants, "job", job)
+    monkeypatch.setattr(variants, "RUNS", tmp_path)
+    results = Results("teacher", tmp_path)
+    options = variants.Options(dataset="synthetic", seeds=(0, 1), ensemble=True)
+    members = [tmp_path / "synthetic" / "teacher" / "preset" / seed for seed in "01"]
+    for member in members:
+        member.mkdir(parents=True)
+        write_json(member / "report.json", REPORT)
+    for _ in range(2):
+        variants.run(results, options, {"preset": ()})
+    assert len(asked) == 1
+    assert asked[0][:5] == ["ensemble", "quickstart", "--members", *map(str, members)]
+    name = "preset, ensemble of 2"
+    assert values_of(results.rows(), "ndcg@10", variant=name) == [0.3]
+    assert values_of(results.rows(), "train_seconds", variant=name) == [20.0]
