@@ -71,7 +71,7 @@ def measure(results: Results, options: Options) -> None:
             line = shlex.join(["python", "-m", "jobs.distill", *words])
             if not results.has(subject, line):
                 report = _train(options, made(), variant, seed, words)
-                results.put(subject, line, students.accuracy(report))
+                results.put(subject, line, students.cost_and_accuracy(report))
 
 
 def _train(options: Options, made: Material, variant: str, seed: int, words: list[str]) -> dict:

@@ -18,7 +18,7 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import students
+from benchmarks import students, variants
 from benchmarks.rows import RESULTS, Results, Row, Subject, table, values_of, write_block
 from benchmarks.variants import RUNS, spread
 from jobs.presets import PRESETS
@@ -66,11 +66,14 @@ def measure(results: Results, options: Options) -> None:
     """Trains and measures what is not measured yet; seed after seed, so that all get one first."""
     made = students.material(options)
     num_rows, teacher = Dataset.open(made.dataset).num_items_with_padding, made.report
-    student = PRESETS[options.preset].student
+    student = PRESETS[variants.PRESETS.get(options.dataset, options.dataset)].student
+    shapes = {
+        share: shape_flags(largest(student, num_rows, share * teacher["size_bytes"]))
+        for share in options.shares
+    }
     for seed in options.seeds:
-        for share in options.shares:
-            limit = share * teacher["size_bytes"]
-            flags = (*shape_flags(largest(student, num_rows, limit)), *options.flags)
+        for share, shape in shapes.items():
+            flags = (*shape, *options.flags)
             words = students.student_words(options, flags, seed)
             line = shlex.join(["python", "-m", "jobs.distill", *words, "--alone", ALONE])
             subject = Subject(options.dataset, "recsys", f"size={share:.0%}", seed)
@@ -79,7 +82,7 @@ def measure(results: Results, options: Options) -> None:
             directory = RUNS / options.dataset / BENCHMARK / f"{share:.0%}" / str(seed)
             report = students.distill(words, made, directory / "student", directory / ALONE)
             alone = read_json(directory / ALONE / "report.json")
-            values = {**students.accuracy(report), f"alone_{METRIC}": (alone[METRIC], "")}
+            values = {**students.cost_and_accuracy(report), f"alone_{METRIC}": (alone[METRIC], "")}
             values[f"teacher_{METRIC}"] = (teacher[METRIC], "")
             closed = gap_closed(report[METRIC], alone[METRIC], teacher[METRIC])
             if math.isfinite(closed):
@@ -138,15 +141,15 @@ def markdown(rows: Sequence[Row]) -> str:
     return table(head, lines)
 
 
-def draw(rows: Sequence[Row], name: str) -> None:
+def draw(rows: Sequence[Row], file: str) -> None:
     """Draws accuracy against size, alone, distilled and the teacher's."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    variants = dict.fromkeys(row.variant for row in rows)
-    sizes = [statistics.mean(values_of(rows, "size_bytes", variant=v)) / 1024 for v in variants]
+    names = dict.fromkeys(row.variant for row in rows)
+    sizes = [statistics.mean(values_of(rows, "size_bytes", variant=name)) / 1024 for name in names]
     for label, metric in (("distilled", METRIC), ("alone", f"alone_{METRIC}")):
-        means = [statistics.mean(values_of(rows, metric, variant=v)) for v in variants]
+        means = [statistics.mean(values_of(rows, metric, variant=name)) for name in names]
         axes.plot(sizes, means, marker="o", color=COLORS[label], label=label)
     teacher = statistics.mean(values_of(rows, f"teacher_{METRIC}"))
     axes.axhline(teacher, color=COLORS["teacher"], linestyle=":", label="teacher")
@@ -155,7 +158,7 @@ def draw(rows: Sequence[Row], name: str) -> None:
     axes.set_ylabel("NDCG@10 on test")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(RESULTS / f"{name}.png", dpi=130)
+    figure.savefig(RESULTS / f"{file}.png", dpi=130)
 
 
 if __name__ == "__main__":

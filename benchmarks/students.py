@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from benchmarks.variants import METRICS, PRESETS, RUNS, job, prepare, train, train_words
+from benchmarks.variants import RUNS, Runs, job, prepare, train, train_words, values
 from recsys.files import read_json
 
 KEEP = ("--keep.num-sampled", "64", "--keep.vectors")
@@ -15,28 +13,13 @@ KEEP = ("--keep.num-sampled", "64", "--keep.vectors")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Runs):
     """Whose students, and how many."""
 
-    dataset: tyro.conf.Positional[str]
-    """A data set; the preset that trains on it."""
-    log: str | None = None
-    """The log; none for where the preset finds it."""
     teacher: Path | None = None
     """The teacher's model directory; none to train that of the preset."""
     prepared: Path | None = None
     """The dataset that the teacher was trained on; none to prepare the log."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of weights, batches and dropout."""
-    num_workers: int | None = None
-    """Workers that train, 0 for a process without Ray; none for as many as the preset has."""
-    readme: bool = False
-    """Whether the README gets the table of what is measured, and nothing is trained."""
-
-    @property
-    def preset(self) -> str:
-        """Name of the data set's preset."""
-        return PRESETS.get(self.dataset, self.dataset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +49,7 @@ def material(options: Options) -> Material:
 
 def student_words(options: Options, flags: tuple[str, ...], seed: int) -> list[str]:
     """Returns the arguments of `jobs.distill`."""
-    workers = [] if options.num_workers is None else ["--num-workers", f"{options.num_workers}"]
-    return [options.preset, *flags, *KEEP, *workers, "--train.seed", str(seed)]
+    return train_words(options.dataset, (*flags, *KEEP), options.num_workers, seed)
 
 
 def distill(
@@ -89,10 +71,6 @@ def distill(
     return read_json(output / "report.json")
 
 
-def accuracy(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
+def cost_and_accuracy(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     """Returns value and unit of what is kept of a report."""
-    return {
-        **{metric: (report[metric], "") for metric in METRICS},
-        "validation_ndcg@10": (report["validation"]["ndcg@10"], ""),
-        "size_bytes": (report["size_bytes"], "bytes"),
-    }
+    return {**values(report), "size_bytes": (report["size_bytes"], "bytes")}

@@ -27,25 +27,31 @@ Variants = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Which teachers to train."""
+class Runs:
+    """On what, how often and by how many to train."""
 
     dataset: tyro.conf.Positional[str]
     """A data set; the preset that trains on it."""
     log: str | None = None
     """The log; none for where the preset finds it."""
-    only: tuple[str, ...] = ()
-    """Names of variants; none for all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights, batches and dropout."""
     num_workers: int | None = None
     """Workers that train, 0 for a process without Ray; none for as many as the preset has."""
+    readme: bool = False
+    """Whether the README gets the table of what is measured, and nothing is trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Runs):
+    """Which teachers to train."""
+
+    only: tuple[str, ...] = ()
+    """Names of variants; none for all."""
     ensemble: bool = False
     """Whether the mean of the scores of all seeds is measured, too."""
     again: bool = False
     """Whether what has been measured is measured anew."""
-    readme: bool = False
-    """Whether the README gets the table of what is measured, and nothing is trained."""
 
 
 def main(benchmark: str, variants: Mapping[str, Variants]) -> None:
@@ -89,20 +95,15 @@ def different(dataset: str, variants: Variants) -> Variants:
 
 def run(results: Results, options: Options, variants: Variants) -> None:
     """Trains and measures what is not measured yet; seed after seed, so that all get one first."""
-    todo = [
-        (
-            Subject(options.dataset, "recsys", name, seed),
-            train_words(options.dataset, flags, options.num_workers, seed),
-        )
-        for seed in options.seeds
-        for name, flags in variants.items()
-    ]
-    for subject, words in todo:
-        line = shlex.join(["python", "-m", "jobs.train", *words])
-        if options.again or not results.has(subject, line):
-            dataset = prepare(options.dataset, options.log)
-            report = train(words, dataset, place(results, subject))
-            results.put(subject, line, values(report))
+    for seed in options.seeds:
+        for name, flags in variants.items():
+            subject = Subject(options.dataset, "recsys", name, seed)
+            words = train_words(options.dataset, flags, options.num_workers, seed)
+            line = shlex.join(["python", "-m", "jobs.train", *words])
+            if options.again or not results.has(subject, line):
+                dataset = prepare(options.dataset, options.log)
+                report = train(words, dataset, place(results, subject))
+                results.put(subject, line, values(report))
     if options.ensemble:
         for name in variants:
             measure_ensemble(results, options, name)

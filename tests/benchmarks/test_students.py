@@ -14,7 +14,13 @@ from recsys.files import write_json
 from recsys.models import build
 
 NUM_ROWS = 300
-TEACHER = {"ndcg@10": 0.3, "hr@10": 0.5, "validation": {"ndcg@10": 0.3}, "size_bytes": 400_000}
+TEACHER = {
+    "ndcg@10": 0.3,
+    "hr@10": 0.5,
+    "validation": {"ndcg@10": 0.3},
+    "size_bytes": 400_000,
+    "train_seconds": 10.0,
+}
 
 
 def parsed(words) -> Distill:
