@@ -4,13 +4,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from recsys.distill import losses
-from recsys.distill.answers import Answers, LiveTeacher, TargetsConfig, Teacher
+from recsys.distill.answers import CHUNK, Answers, LiveTeacher, TargetsConfig, Teacher
 from recsys.distill.targets import Targets
 from recsys.losses import (
     LEFT_OUT,
@@ -24,7 +24,6 @@ from recsys.train.objective import TensorBatch, seen_items
 
 NUM_RELATED = 512  # items of a batch whose cosines are compared
 NUM_OWN = 10  # best items of the student in the union with the teacher's
-CHUNK = 1024  # positions whose scores over the catalogue are in memory at a time
 
 Soft = Literal[
     "kl",
@@ -113,6 +112,28 @@ class DistillConfig:
             )
 
 
+class _Positions(NamedTuple):
+    """What is known at the N training positions of a batch."""
+
+    model: SequenceModel
+    table_VD: Tensor
+    """The student's item table."""
+    states_ND: Tensor
+    """The student's states."""
+    targets_N: Tensor
+    seen_NL: Tensor | None
+    answers: Answers
+
+    def scores(self, items_NK: Tensor) -> Tensor:
+        """Returns the student's scores of some items."""
+        return torch.einsum("nd,nkd->nk", self.states_ND, self.model.item_vectors(items_NK))
+
+    def sampled_scores(self) -> Tensor:
+        """Returns those of the sampled items, `LEFT_OUT` for those that do not count."""
+        scores_NM = self.scores(self.answers.sampled_NM)
+        return scores_NM.masked_fill(self.answers.sampled_logs_NM.isneginf(), LEFT_OUT)
+
+
 class Distillation:
     """An `Objective` that asks a teacher, who has spoken or speaks in every batch."""
 
@@ -146,12 +167,15 @@ class Distillation:
 
     def __call__(self, model: SequenceModel, batch: TensorBatch) -> Tensor:
         asked_BL = batch.rows_BL >= 0
-        states_ND = model.encode(batch.inputs).float()[asked_BL]
-        targets_N, answers = batch.targets_BL[asked_BL], self.teacher.answers(batch)
-        seen_NL = seen_items(batch.inputs)[asked_BL] if self.config.leave_out_seen else None
-        weight_N1 = self._soft_weight(answers, batch.progress)
-        loss = self._labels(model, states_ND, targets_N, answers, seen_NL, weight_N1)
-        return loss + self._vectors(model, states_ND, targets_N, answers)
+        at = _Positions(
+            model,
+            model.item_table(),
+            model.encode(batch.inputs).float()[asked_BL],
+            batch.targets_BL[asked_BL],
+            seen_items(batch.inputs)[asked_BL] if self.config.leave_out_seen else None,
+            self.teacher.answers(batch),
+        )
+        return self._labels(at, batch.progress) + self._vectors(at)
 
     def _soft_weight(self, answers: Answers, progress: float) -> Tensor:
         """Returns the weight of the soft labels at each position, N1."""
@@ -163,45 +187,29 @@ class Distillation:
             weight_N *= (2 * (logs_N - logs_N.mean()).sigmoid()).clamp(max=1)
         return weight_N[:, None]
 
-    def _labels(
-        self,
-        model: SequenceModel,
-        states_ND: Tensor,
-        targets_N: Tensor,
-        answers: Answers,
-        seen_NL: Tensor | None,
-        weight_N1: Tensor,
-    ) -> Tensor:
+    def _labels(self, at: _Positions, progress: float) -> Tensor:
         """Returns the loss of hard and soft labels."""
-        table_VD, config = model.item_table(), self.config
+        config, weight_N1 = self.config, self._soft_weight(at.answers, progress)
         if config.soft in ("kl", "probabilities"):
-            items, shares = _distribution(answers, config, table_VD.shape[0])
+            items, shares = _distribution(at.answers, config, len(at.table_VD))
             return hard_and_soft_cross_entropy(
-                states_ND,
-                table_VD,
-                targets_N,
+                at.states_ND,
+                at.table_VD,
+                at.targets_N,
                 items,
                 shares,
-                left_out_NM=seen_NL,
+                left_out_NM=at.seen_NL,
                 soft_weight=weight_N1,
                 temperature=config.temperature,
             )
-        hard = SoftLabels(targets_N[:, None], 1 - weight_N1)
-        hard_loss = cross_entropy(states_ND, table_VD, [hard], seen_NL)
-        soft_N = self._listed(model, states_ND, targets_N, answers, seen_NL)
-        return hard_loss + (weight_N1[:, 0] * soft_N).sum()
+        hard = SoftLabels(at.targets_N[:, None], 1 - weight_N1)
+        hard_loss = cross_entropy(at.states_ND, at.table_VD, [hard], at.seen_NL)
+        return hard_loss + (weight_N1[:, 0] * self._listed(at)).sum()
 
-    def _listed(
-        self,
-        model: SequenceModel,
-        states_ND: Tensor,
-        targets_N: Tensor,
-        answers: Answers,
-        seen_NL: Tensor | None,
-    ) -> Tensor:
+    def _listed(self, at: _Positions) -> Tensor:
         """Returns the loss of each position by what the student says of the listed items only."""
-        config, teacher_NK, items_NK = self.config, answers.logs_NK, answers.items_NK
-        student_NK = _scores(model, states_ND, items_NK)
+        config, answers, items_NK = self.config, at.answers, at.answers.items_NK
+        student_NK, teacher_NK = at.scores(items_NK), answers.logs_NK
         match config.soft:
             case "reverse-kl":
                 return losses.reverse_kl(student_NK, teacher_NK, config.temperature)
@@ -210,15 +218,15 @@ class Distillation:
             case "list":
                 return losses.relaxed_ranking(student_NK)
             case "relaxed-ranking":
-                return losses.relaxed_ranking(student_NK, _sampled(model, states_ND, answers))
+                return losses.relaxed_ranking(student_NK, at.sampled_scores())
             case "binary":
-                student_NJ = torch.cat([student_NK, _sampled(model, states_ND, answers)], dim=1)
+                student_NJ = torch.cat([student_NK, at.sampled_scores()], dim=1)
                 labels_NJ = torch.cat([teacher_NK, answers.sampled_logs_NM], dim=1).exp()
                 return losses.binary(student_NJ, labels_NJ)
             case "decoupled":
-                is_target_NK = items_NK == targets_N[:, None]
+                is_target_NK = items_NK == at.targets_N[:, None]
                 return losses.decoupled(
-                    _scores(model, states_ND, targets_N[:, None]),
+                    at.scores(at.targets_N[:, None]),
                     answers.target_logs_N[:, None],
                     student_NK.masked_fill(is_target_NK, LEFT_OUT),
                     teacher_NK.masked_fill(is_target_NK, LEFT_OUT),
@@ -226,33 +234,28 @@ class Distillation:
                     others_weight=config.others_weight,
                 )
             case "union":
-                table_VD = model.item_table()
-                own_NJ = _own_best(states_ND, table_VD, seen_NL)
+                own_NJ = _own_best(at)
                 known_NJ = (own_NJ[:, :, None] == items_NK[:, None]).any(dim=-1)
                 rest_N = (1 - teacher_NK.exp().sum(dim=-1)).clamp_min(1e-6)
-                rest_N = (rest_N / (len(table_VD) - 1 - items_NK.shape[1])).log()
-                own_best_NJ = _scores(model, states_ND, own_NJ)
-                return losses.union(student_NK, teacher_NK, own_best_NJ, known_NJ, rest_N)
+                rest_N = (rest_N / (len(at.table_VD) - 1 - items_NK.shape[1])).log()
+                return losses.union(student_NK, teacher_NK, at.scores(own_NJ), known_NJ, rest_N)
             case _:
                 raise AssertionError(f"{config.soft} is not about listed items only")
 
-    def _vectors(
-        self, model: SequenceModel, states_ND: Tensor, targets_N: Tensor, answers: Answers
-    ) -> Tensor:
+    def _vectors(self, at: _Positions) -> Tensor:
         """Returns the loss of what is matched besides labels."""
-        config, loss = self.config, states_ND.new_zeros(())
+        config, teacher_NE = self.config, at.answers.states_NE
+        loss, count = at.states_ND.new_zeros(()), len(at.states_ND)
         if config.hint_weight:
-            share = losses.hint(states_ND, answers.states_NE)
-            loss = loss + config.hint_weight * len(states_ND) * share
+            loss = loss + config.hint_weight * count * losses.hint(at.states_ND, teacher_NE)
         if config.contrast_weight:
-            loss_N = losses.contrast(states_ND, answers.states_NE)
-            loss = loss + config.contrast_weight * loss_N.sum()
+            loss = loss + config.contrast_weight * losses.contrast(at.states_ND, teacher_NE).sum()
         if config.relation_weight:
-            items_I = targets_N.unique()
+            items_I = at.targets_N.unique()
             items_I = items_I[torch.randperm(len(items_I), device=items_I.device)[:NUM_RELATED]]
             teacher_IE = self._item_vectors[items_I.cpu()].float().to(items_I.device)
-            difference = losses.relation(model.item_vectors(items_I), teacher_IE)
-            loss = loss + config.relation_weight * len(states_ND) * difference
+            difference = losses.relation(at.model.item_vectors(items_I), teacher_IE)
+            loss = loss + config.relation_weight * count * difference
         return loss
 
 
@@ -273,24 +276,16 @@ def _distribution(answers: Answers, config: DistillConfig, num_rows: int) -> tup
     return items_NJ, torch.cat(shares_NJ, dim=1)
 
 
-def _scores(model: SequenceModel, states_ND: Tensor, items_NK: Tensor) -> Tensor:
-    return torch.einsum("nd,nkd->nk", states_ND, model.item_vectors(items_NK))
-
-
-def _sampled(model: SequenceModel, states_ND: Tensor, answers: Answers) -> Tensor:
-    """Returns the student's scores of the sampled items, `LEFT_OUT` for those that do not count."""
-    scores_NM = _scores(model, states_ND, answers.sampled_NM)
-    return scores_NM.masked_fill(answers.sampled_logs_NM.isneginf(), LEFT_OUT)
-
-
 @torch.no_grad()
-def _own_best(states_ND: Tensor, table_VD: Tensor, seen_NL: Tensor | None) -> Tensor:
+def _own_best(at: _Positions) -> Tensor:
     """Returns the items that the student would recommend."""
+    size = max(CHUNK // len(at.table_VD), 1)
     best = []
-    for at in range(0, len(states_ND), CHUNK):
-        scores_CV = states_ND[at : at + CHUNK] @ table_VD.T
-        if seen_NL is not None:
-            scores_CV.scatter_(1, seen_NL[at : at + CHUNK], LEFT_OUT)
+    for start in range(0, len(at.states_ND), size):
+        part = slice(start, start + size)
+        scores_CV = at.states_ND[part] @ at.table_VD.T
+        if at.seen_NL is not None:
+            scores_CV.scatter_(1, at.seen_NL[part], LEFT_OUT)
         scores_CV[:, PADDING] = LEFT_OUT
         best.append(scores_CV.topk(NUM_OWN, dim=-1).indices)
     return torch.cat(best)

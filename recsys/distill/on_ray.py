@@ -40,7 +40,8 @@ def write_targets_on_ray(
 ) -> None:
     """Writes what `write_targets` writes, with `num_workers` processes."""
     ray.data.DataContext.get_current().enable_progress_bars = False
-    write_item_vectors(load_model(teacher), directory, config)
+    if config.vectors:
+        write_item_vectors(load_model(teacher), directory)
     ranges = [{"start": start, "stop": stop} for start, stop in shard_ranges(Dataset.open(dataset))]
     paths = [path.resolve() for path in (teacher, dataset, directory)]
     done = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(

@@ -68,16 +68,16 @@ def write_targets(
     teacher: SequenceModel, dataset: Dataset, directory: Path, config: TargetsConfig
 ) -> None:
     """Writes the targets of all users; files already there are kept."""
-    write_item_vectors(teacher, directory, config)
+    if config.vectors:
+        write_item_vectors(teacher, directory)
     for users in tqdm(shard_ranges(dataset), desc="targets", disable=None, leave=False):
         write_shard(teacher, dataset, directory, users, config)
 
 
-def write_item_vectors(teacher: SequenceModel, directory: Path, config: TargetsConfig) -> None:
-    """Writes the teacher's item table in half precision, if it is to be kept."""
-    if config.vectors:
-        with torch.inference_mode():
-            np.save(directory / ITEM_VECTORS, teacher.item_table().half().numpy())
+def write_item_vectors(teacher: SequenceModel, directory: Path) -> None:
+    """Writes the teacher's item table in half precision."""
+    with torch.inference_mode():
+        np.save(directory / ITEM_VECTORS, teacher.item_table().half().numpy())
 
 
 def write_shard(
@@ -199,14 +199,14 @@ class Targets:
         """Returns the answers at training positions, by their numbers."""
         shard_N = np.searchsorted(self.starts, rows_N, side="right") - 1
         local_N = rows_N - self.starts[shard_N]
+        parts = [(self.shards[shard], shard_N == shard) for shard in np.unique(shard_N)]
         found = {}
         for name, stored in STORED.items():
-            shape = self.shards[0][name].shape[1:] if name in self.columns else (0,)
-            dtype = np.int64 if stored is np.int32 else np.float32
-            values = np.empty((len(rows_N), *shape), dtype)
-            for shard in np.unique(shard_N) if name in self.columns else ():
-                mine = shard_N == shard
-                values[mine] = self.shards[shard][name][local_N[mine]]
+            kept = name in self.columns
+            shape = self.shards[0][name].shape[1:] if kept else (0,)
+            values = np.empty((len(rows_N), *shape), np.int64 if stored is np.int32 else np.float32)
+            for columns, mine in parts if kept else ():
+                values[mine] = columns[name][local_N[mine]]
             found[name] = torch.from_numpy(values)
         return Scores(**found).answers()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recsys.data.batches import Batches
-from recsys.distill.answers import LiveTeacher, TargetsConfig
+from recsys.distill.answers import Answers, LiveTeacher, TargetsConfig
 from recsys.distill.objective import NEEDS_SAMPLE, Distillation, DistillConfig, Soft
 from recsys.distill.targets import Targets, write_targets
 from recsys.models import TransformerConfig, build, save
@@ -178,13 +178,15 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_the_students_own_favourites_are_what_it_would_recommend(dataset, student, batch):
-    from recsys.distill.objective import NUM_OWN, _own_best
+    from recsys.distill.objective import NUM_OWN, _own_best, _Positions
     from recsys.train.objective import seen_items
 
     asked = batch.rows_BL >= 0
     states_ND = student.encode(batch.inputs)[asked]
     seen_NL = seen_items(batch.inputs)[asked]
-    found_NJ = _own_best(states_ND, student.item_table(), seen_NL).numpy()
+    targets_N, no_answers = batch.targets_BL[asked], Answers(*[torch.empty(0)] * 6)
+    at = _Positions(student, student.item_table(), states_ND, targets_N, seen_NL, no_answers)
+    found_NJ = _own_best(at).numpy()
     scores_NV = (states_ND @ student.item_table().T).detach().numpy()
     for own_J, scores_V, seen_L in zip(found_NJ, scores_NV, seen_NL.numpy(), strict=True):
         scores_V[seen_L] = -np.inf
