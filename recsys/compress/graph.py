@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from recsys.compress.quantize import quantize, to_bytes
-from recsys.models import StudentConfig
+from recsys.models import StudentConfig, num_rows
 from recsys.models.gru import GRUConfig
 from recsys.models.item_table import NUM_CENTROIDS
 from recsys.models.transformer import TransformerConfig
@@ -29,7 +29,7 @@ ORT = "com.microsoft"
 LAYER_NORM_EPSILON = 1e-5
 ROTARY_BASE = 10_000.0
 BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
-ITEM_TABLE, ITEM_ROWS = "item_embedding.", ("weight", "codes_VR", "codes_VP")
+ITEM_TABLE = "item_embedding."
 INT8_STATES = 4  # accuracy_level of MatMulNBits: states are rounded to 8 bits for the product
 
 
@@ -204,8 +204,7 @@ class EncoderGraph(ABC):
             for name, weight in weights.items()
             if name.startswith(ITEM_TABLE)
         }
-        rows = next(self.item_weights[name] for name in ITEM_ROWS if name in self.item_weights)
-        self.num_items = len(rows) - 1
+        self.num_items = num_rows(weights) - 1
         self.table = self._item_table()
 
     @abstractmethod

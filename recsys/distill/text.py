@@ -25,12 +25,14 @@ from recsys.train.text import Epoch, TextTrainConfig, fit
 TEACHER_TRAINING = TextTrainConfig(epochs=4, learning_rate=1e-4)
 STUDENT_TRAINING = TextTrainConfig(epochs=10, learning_rate=5e-4)
 
+Labels = Literal["softmax", "binary"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextDistillConfig:
     """How, and how much, a text student listens to its teacher."""
 
-    labels: Literal["softmax", "binary"] = "softmax"
+    labels: Labels = "softmax"
     """Whether categories exclude each other, or each is a yes or no of its own."""
     soft_weight: float = 0.7
     """Share of the label loss that the teacher's distribution has."""
@@ -99,7 +101,8 @@ class TextDistillation(nn.Module):
 
     def forward(self, student: TextClassifier, tokens_NT: Tensor, labels_N: Tensor) -> Tensor:
         expected, found = self.read(tokens_NT), student.read(tokens_NT)
-        loss = {"softmax": softmax_loss, "binary": binary_loss}[self.config.labels](
+        loss = label_loss(
+            self.config.labels,
             found.logits_NC.float(),
             labels_N,
             expected.logits_NC.float(),
@@ -122,7 +125,8 @@ class TextDistillation(nn.Module):
         return loss + self.config.attention_weight * torch.stack(attention).mean()
 
 
-def softmax_loss(
+def label_loss(
+    labels: Labels,
     logits_NC: Tensor,
     labels_N: Tensor,
     teacher_NC: Tensor,
@@ -130,31 +134,23 @@ def softmax_loss(
     soft_weight: float,
     temperature: float,
 ) -> Tensor:
-    """Returns the mean of (1 - w) hard + w T^2 soft cross-entropy (Hinton, arXiv 1503.02531)."""
-    hard = cross_entropy(logits_NC, labels_N)
+    """Returns the mean over texts of (1 - w) hard + w T^2 soft (Hinton, arXiv 1503.02531).
+
+    Hard is the loss by the category, soft by the teacher's softmax: cross-entropy, or in its binary
+    form -sum_c [y log p + (1 - y) log(1 - p)], p a sigmoid.
+    """
+    loss = LOSSES[labels]
+    hard_NC = one_hot(labels_N, logits_NC.shape[1]).to(logits_NC.dtype)
     soft_NC = (teacher_NC / temperature).softmax(dim=1)
-    soft = cross_entropy(logits_NC / temperature, soft_NC)
+    hard, soft = loss(logits_NC, hard_NC), loss(logits_NC / temperature, soft_NC)
     return (1 - soft_weight) * hard + soft_weight * temperature**2 * soft
 
 
-def binary_loss(
-    logits_NC: Tensor,
-    labels_N: Tensor,
-    teacher_NC: Tensor,
-    *,
-    soft_weight: float,
-    temperature: float,
-) -> Tensor:
-    """Returns the mean over texts of -sum_c [y log p + (1 - y) log(1 - p)], p a sigmoid.
+def _binary(logits_NC: Tensor, labels_NC: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(logits_NC, labels_NC, reduction="sum") / len(logits_NC)
 
-    As `softmax_loss`, y is the category in the hard part, the teacher's softmax in the soft one.
-    """
-    hard_NC = one_hot(labels_N, logits_NC.shape[1]).to(logits_NC.dtype)
-    soft_NC = (teacher_NC / temperature).softmax(dim=1)
-    hard = binary_cross_entropy_with_logits(logits_NC, hard_NC, reduction="sum")
-    soft = binary_cross_entropy_with_logits(logits_NC / temperature, soft_NC, reduction="sum")
-    total = (1 - soft_weight) * hard + soft_weight * temperature**2 * soft
-    return total / len(logits_NC)
+
+LOSSES = {"softmax": cross_entropy, "binary": _binary}
 
 
 def state_loss(states_NTD: Tensor, teacher_NTD: Tensor, mask_NT: Tensor) -> Tensor:

@@ -127,16 +127,19 @@ def _largest(scores_BV: np.ndarray, k: int) -> np.ndarray:
     num_users, num_items = scores_BV.shape
     num_blocks = num_items // BLOCK
     if num_blocks <= k:
-        return np.argpartition(-scores_BV, k - 1, axis=1)[:, :k]
+        return _partition(scores_BV, k)
     whole = num_blocks * BLOCK
     highest_BN = scores_BV[:, :whole].reshape(num_users, num_blocks, BLOCK).max(axis=2)
-    blocks_BK = np.argpartition(-highest_BN, k - 1, axis=1)[:, :k]
+    blocks_BK = _partition(highest_BN, k)
     within_BC = (blocks_BK[..., None] * BLOCK + np.arange(BLOCK)).reshape(num_users, -1)
     rest_BC = np.broadcast_to(np.arange(whole, num_items), (num_users, num_items - whole))
     columns_BC = np.concatenate([within_BC, rest_BC], axis=1)
     candidates_BC = np.take_along_axis(scores_BV, columns_BC, axis=1)
-    places_BK = np.argpartition(-candidates_BC, k - 1, axis=1)[:, :k]
-    return np.take_along_axis(columns_BC, places_BK, axis=1)
+    return np.take_along_axis(columns_BC, _partition(candidates_BC, k), axis=1)
+
+
+def _partition(scores_BV: np.ndarray, k: int) -> np.ndarray:
+    return np.argpartition(-scores_BV, k - 1, axis=1)[:, :k]
 
 
 def join(pieces: Sequence[Ranking]) -> Ranking:

@@ -138,11 +138,16 @@ def _of_shapes(config: ModelConfig, weights: Mapping[str, torch.Tensor], prefix:
     if isinstance(config, EnsembleConfig):
         members = enumerate(config.members)
         return Ensemble(config, [_of_shapes(m, weights, f"members.{i}.") for i, m in members])
-    table = f"{prefix}item_embedding."
-    rows = next(
-        w for name, w in weights.items() if name.startswith(table) and name.endswith(ITEM_ROWS)
-    )
     content = None
     if isinstance(config, TransformerConfig) and config.content:
+        table = f"{prefix}item_embedding."
         content = ItemContent(weights[f"{table}features_VF"], weights[f"{table}trained_V"])
-    return build(config, len(rows), content)
+    return build(config, num_rows(weights, prefix), content)
+
+
+def num_rows(weights: Mapping[str, Any], prefix: str = "") -> int:
+    """Returns how many rows the item table among a model's weights has, the padding's included."""
+    table = f"{prefix}item_embedding."
+    return next(
+        len(w) for name, w in weights.items() if name.startswith(table) and name.endswith(ITEM_ROWS)
+    )

@@ -185,20 +185,21 @@ def _projection(teacher: TextClassifier, width: int, texts: Sequence[str]) -> Te
 @torch.no_grad()
 def _part_of(teacher: TextClassifier, student: TextClassifier, cut: Cut) -> State:
     """Returns the student's weights: the cut of the teacher's."""
-    num_heads = teacher.model.config.num_attention_heads
+    taught = teacher.state_dict()
+    blocks = [
+        _kept(teacher, layer, heads, student.model.config.intermediate_size)
+        for layer, heads in zip(cut.layers, cut.heads, strict=True)
+    ]
     state = {}
     for name in student.state_dict():
         if not name.startswith(f"model.{BLOCKS}."):
-            state[name] = _project(name, teacher.state_dict()[name], cut.projection_DS)
+            state[name] = _project(name, taught[name], cut.projection_DS)
             continue
         index, _, inside = name.removeprefix(f"model.{BLOCKS}.").partition(".")
-        block = teacher.model.get_submodule(f"{BLOCKS}.{cut.layers[int(index)]}")
-        channels = torch.arange(teacher.model.config.hidden_size).view(num_heads, -1)
-        channels = channels[cut.heads[int(index)]].flatten()
-        units = _largest(_unit_sizes(block), student.model.config.intermediate_size)
+        weight = taught[f"model.{BLOCKS}.{cut.layers[int(index)]}.{inside}"]
+        map_name, (channels, units) = inside.rpartition(".")[0], blocks[int(index)]
         kept = {"attention.output.dense": channels, "output.dense": units}
         made = {**dict.fromkeys(HEADS_WRITE, channels), "intermediate.dense": units}
-        weight, map_name = block.state_dict()[inside], inside.rpartition(".")[0]
         if map_name in kept and weight.ndim == 2:
             state[name] = cut.projection_DS.T @ weight[:, kept[map_name]]
         elif map_name in made and weight.ndim == 1:
@@ -207,6 +208,16 @@ def _part_of(teacher: TextClassifier, student: TextClassifier, cut: Cut) -> Stat
             rows = made.get(map_name, slice(None))
             state[name] = _project(name, weight[rows], cut.projection_DS)
     return state
+
+
+def _kept(
+    teacher: TextClassifier, layer: int, heads: Tensor, num_units: int
+) -> tuple[Tensor, Tensor]:
+    """Returns the channels of some heads of a layer, and its largest feed-forward units."""
+    config = teacher.model.config
+    channels = torch.arange(config.hidden_size).view(config.num_attention_heads, -1)
+    units = _largest(_unit_sizes(teacher.model.get_submodule(f"{BLOCKS}.{layer}")), num_units)
+    return channels[heads].flatten(), units
 
 
 def _project(name: str, weight: Tensor, projection_DS: Tensor) -> Tensor:

@@ -15,9 +15,8 @@ from recsys.distill.text import (
     TextDistillation,
     TextDistillConfig,
     attention_loss,
-    binary_loss,
+    label_loss,
     load_teacher,
-    softmax_loss,
     state_loss,
     train_student,
 )
@@ -39,11 +38,11 @@ def directory(tmp_path_factory) -> str:
 def test_softmax_loss_by_hand():
     # p = (1/4, 3/4); the teacher says (1/2, 1/2); with T = 2 the logits are (0, log sqrt 3).
     hard, soft = -math.log(1 / 4), -0.5 * (math.log(1 / 4) + math.log(3 / 4))
-    found = softmax_loss(LOGITS, LABELS, TEACHER, soft_weight=0.25, temperature=1)
+    found = label_loss("softmax", LOGITS, LABELS, TEACHER, soft_weight=0.25, temperature=1)
     assert float(found) == pytest.approx(0.75 * hard + 0.25 * soft, rel=1e-5)
     total = 1 + math.sqrt(3)
     softened = -0.5 * (math.log(1 / total) + math.log(math.sqrt(3) / total))
-    found = softmax_loss(LOGITS, LABELS, TEACHER, soft_weight=1, temperature=2)
+    found = label_loss("softmax", LOGITS, LABELS, TEACHER, soft_weight=1, temperature=2)
     assert float(found) == pytest.approx(4 * softened, rel=1e-5)
 
 
@@ -51,18 +50,19 @@ def test_binary_loss_by_hand():
     # p = sigmoid = (1/2, 3/4); hard y = (1, 0), soft y = (1/2, 1/2).
     hard = -math.log(1 / 2) - math.log(1 / 4)
     soft = -math.log(1 / 2) - 0.5 * (math.log(3 / 4) + math.log(1 / 4))
-    found = binary_loss(LOGITS, LABELS, TEACHER, soft_weight=0.25, temperature=1)
+    found = label_loss("binary", LOGITS, LABELS, TEACHER, soft_weight=0.25, temperature=1)
     assert float(found) == pytest.approx(0.75 * hard + 0.25 * soft, rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [softmax_loss, binary_loss])
-def test_the_temperature_keeps_the_scale_of_gradients(loss):
+@pytest.mark.parametrize("kind", ["softmax", "binary"])
+def test_the_temperature_keeps_the_scale_of_gradients(kind):
     torch.manual_seed(0)
     teacher, labels = torch.randn(4, 5), torch.zeros(4, dtype=torch.long)
     sizes = []
     for temperature in (50.0, 100.0):
         logits = torch.zeros(4, 5, requires_grad=True)
-        loss(logits, labels, teacher, soft_weight=1, temperature=temperature).backward()
+        loss = label_loss(kind, logits, labels, teacher, soft_weight=1, temperature=temperature)
+        loss.backward()
         sizes.append(float((logits.grad - logits.grad.mean(dim=1, keepdim=True)).norm()))
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
 
