@@ -8,7 +8,7 @@ file: it costs no bytes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +16,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from recsys.compress.quantize import quantize, to_bytes
+from recsys.compress.tables import (
+    ORT,
+    FloatTable,
+    Graph,
+    LowRankTable,
+    QuantizedTable,
+    ScaledTable,
+    Table,
+    block_length,
+    num_blocks,
+)
 from recsys.models import StudentConfig, num_rows
 from recsys.models.gru import GRUConfig
 from recsys.models.item_table import NUM_CENTROIDS
@@ -25,165 +36,10 @@ Precision = Literal["float32", "float16", "int8", "int4"]
 Weights = Mapping[str, np.ndarray]
 
 OPSET, IR_VERSION = 21, 10
-ORT = "com.microsoft"
 LAYER_NORM_EPSILON = 1e-5
 ROTARY_BASE = 10_000.0
 BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
 ITEM_TABLE = "item_embedding."
-INT8_STATES = 4  # accuracy_level of MatMulNBits: states are rounded to 8 bits for the product
-
-
-class Graph:
-    """Nodes and initialisers in the making; values are known by their names."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-
-    def constant(self, array: Any, dtype: Any = None) -> str:
-        """Returns the name of a new initialiser."""
-        name = f"constant_{len(self.initializers)}"
-        self.initializers.append(numpy_helper.from_array(np.asarray(array, dtype=dtype), name))
-        return name
-
-    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """Returns the name of the only output of a new node."""
-        return self.split(kind, *inputs, domain=domain, count=1, **attributes)[0]
-
-    def split(
-        self, kind: str, *inputs: str, count: int, domain: str = "", **attributes: Any
-    ) -> list[str]:
-        """Returns the names of the outputs of a new node."""
-        outputs = [f"{kind.lower()}_{len(self.nodes)}_{i}" for i in range(count)]
-        self.nodes.append(helper.make_node(kind, inputs, outputs, domain=domain, **attributes))
-        return outputs
-
-    def name_output(self, value: str, name: str) -> None:
-        """Makes `value` an output of the graph called `name`."""
-        self.nodes.append(helper.make_node("Identity", [value], [name]))
-
-
-class Table(Protocol):
-    """An item table in a graph."""
-
-    def lookup(self, graph: Graph, items: str) -> str:
-        """Returns the float rows of `items`."""
-        ...
-
-    def score(self, graph: Graph, state_BD: str, bias_V: str) -> str:
-        """Returns state_BD @ table_VD.T + bias_V."""
-        ...
-
-
-class FloatTable:
-    """Rows of float32."""
-
-    def __init__(self, rows: str):
-        self.rows = rows
-
-    def lookup(self, graph: Graph, items: str) -> str:
-        return graph.op("Gather", self.rows, items)
-
-    def score(self, graph: Graph, state_BD: str, bias_V: str) -> str:
-        return graph.op("Gemm", state_BD, self.rows, bias_V, transB=1)
-
-
-class QuantizedTable:
-    """Rows of codes of 8 or 4 bits, with a scale for every block of a row.
-
-    The product rounds a state to 8 bits block by block, so that an answer does not depend on who
-    else is in the batch.
-    """
-
-    def __init__(self, codes: str, scales: str, *, shape: tuple[int, int], bits: int):
-        """Takes what the graph has.
-
-        Args:
-            codes: as `to_bytes` gives them.
-            scales: float32, (V, blocks), of blocks as long as `block_length` says.
-            shape: V and D.
-        """
-        self.codes, self.scales, self.bits = codes, scales, bits
-        self.num_rows, self.width = shape
-        self.block = block_length(self.width)
-
-    def lookup(self, graph: Graph, items: str) -> str:
-        rows = graph.op(
-            "GatherBlockQuantized",
-            self.codes,
-            items,
-            self.scales,
-            domain=ORT,
-            bits=self.bits,
-            block_size=self.block,
-            gather_axis=0,
-            quantize_axis=1,
-        )
-        if self.bits == 4 and self.width % 2:
-            start, end, axis = (graph.constant([at], np.int64) for at in (0, self.width, -1))
-            return graph.op("Slice", rows, start, end, axis)
-        return rows
-
-    def score(self, graph: Graph, state_BD: str, bias_V: str) -> str:
-        per_byte = 8 // self.bits
-        shape = [self.num_rows, num_blocks(self.width), self.block // per_byte]
-        missing = shape[1] * shape[2] - -(-self.width // per_byte)
-        padded = graph.op("Pad", self.codes, graph.constant([0, 0, 0, missing], np.int64))
-        return graph.op(
-            "MatMulNBits",
-            state_BD,
-            graph.op("Reshape", padded, graph.constant(shape, np.int64)),
-            self.scales,
-            "",
-            "",
-            bias_V,
-            domain=ORT,
-            K=self.width,
-            N=self.num_rows,
-            bits=self.bits,
-            block_size=self.block,
-            accuracy_level=INT8_STATES,
-        )
-
-
-class ScaledTable:
-    """A table whose columns have a scale each."""
-
-    def __init__(self, columns: Table, scale_D: str):
-        self.columns = columns
-        self.scale_D = scale_D
-
-    def lookup(self, graph: Graph, items: str) -> str:
-        return graph.op("Mul", self.columns.lookup(graph, items), self.scale_D)
-
-    def score(self, graph: Graph, state_BD: str, bias_V: str) -> str:
-        return self.columns.score(graph, graph.op("Mul", state_BD, self.scale_D), bias_V)
-
-
-class LowRankTable:
-    """A table of codes_VR, held as `codes` says, and a basis_RD; only V x R is stored."""
-
-    def __init__(self, codes: Table, basis_RD: str):
-        self.codes = codes
-        self.basis_RD = basis_RD
-
-    def lookup(self, graph: Graph, items: str) -> str:
-        return graph.op("MatMul", self.codes.lookup(graph, items), self.basis_RD)
-
-    def score(self, graph: Graph, state_BD: str, bias_V: str) -> str:
-        state_BR = graph.op("Gemm", state_BD, self.basis_RD, transB=1)
-        return self.codes.score(graph, state_BR, bias_V)
-
-
-def block_length(width: int) -> int:
-    """Returns how many neighbours of a row of the item table share a scale: 16 or 32, as the engine
-    wants; shorter rows are one block."""
-    return 16 if width % 32 else 32
-
-
-def num_blocks(width: int) -> int:
-    """Returns how many scales a row of the item table has."""
-    return -(-width // block_length(width))
 
 
 def group_length(width: int) -> int:

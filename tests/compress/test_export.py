@@ -11,8 +11,9 @@ import torch
 
 from recsys.compress import export
 from recsys.compress.export import export_onnx
-from recsys.compress.graph import block_length, group_length
+from recsys.compress.graph import group_length
 from recsys.compress.quantize import quantize
+from recsys.compress.tables import block_length
 from recsys.data.batches import pad_histories
 from recsys.models import build
 from recsys.models.gru import GRU, GRUConfig
