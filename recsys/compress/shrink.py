@@ -46,12 +46,15 @@ def shrink(
             f"heads are kept whole: give the student the teacher's, --model.head-width "
             f"{first.config.head_width}, or take --start fresh"
         )
-    steps: list[Step] = [
-        PruneLayers(keep=config.num_layers),
-        PruneHeads(keep=config.num_heads),
-        PruneFeedForward(keep=config.feed_forward_width),
-        PruneWidth(keep=config.width),
+    had = first.config
+    pruned = [
+        (PruneLayers(keep=config.num_layers), had.num_layers),
+        (PruneHeads(keep=config.num_heads), had.num_heads),
+        (PruneFeedForward(keep=config.feed_forward_width), had.feed_forward_width),
+        (PruneWidth(keep=config.width), had.width),
     ]
+    # What the student has whole stays as it is: turned to other directions it nearly would.
+    steps: list[Step] = [step for step, size in pruned if step.keep != size]
     if config.linear_rank is not None:
         steps.append(FactorizeLinears(rank=config.linear_rank))
     if config.item_rank is not None:
