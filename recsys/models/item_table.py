@@ -124,28 +124,45 @@ class ContentItemTable(nn.Module):
         self.id_dropout = id_dropout
         self.features_VF: Tensor
         self.trained_V: Tensor
+        self.described_V: Tensor
         self.register_buffer("features_VF", content.features_VF)
         self.register_buffer("trained_V", content.trained_V)
+        self.register_buffer("described_V", content.features_VF.any(dim=-1), persistent=False)
+        self._rounded_VF: Tensor | None = None
 
     def forward(self, items_BL: Tensor) -> Tensor:
-        features_BLF, trained_BL = self.features(items_BL)[items_BL], self.trained_V[items_BL]
-        vectors_BLD = self._sum(self.ids(items_BL), features_BLF, trained_BL)
-        return vectors_BLD * trained_BL[..., None] if self.training else vectors_BLD
+        features_BLF = self.features(items_BL)[items_BL]
+        vectors_BLD = self._sum(self.ids(items_BL), features_BLF, items_BL)
+        return vectors_BLD * self.trained_V[items_BL, None] if self.training else vectors_BLD
 
     def table(self) -> Tensor:
         """Returns table_VD."""
-        table_VD = self._sum(self.ids.table(), self.features(), self.trained_V)
+        table_VD = self._sum(self.ids.table(), self.features(), slice(None))
         return table_VD * self.trained_V[:, None] if self.training else table_VD
 
     def features(self, items: Tensor | None = None) -> Tensor:
-        """Returns features_VF of all items; `items` are those that they are first asked for."""
-        return self.features_VF
+        """Returns features_VF of all items; `items` are those that are looked up, if not all.
 
-    def _sum(self, ids: Tensor, features: Tensor, has_id: Tensor) -> Tensor:
+        Those of all are rounded once for all steps of a training: it takes a fifth of a step.
+        """
+        if items is not None or not self.training:
+            return self.features_VF
+        precision = self._precision()
+        if self._rounded_VF is None or self._rounded_VF.dtype != precision:
+            self._rounded_VF = self.features_VF.to(precision)
+        return self._rounded_VF
+
+    def _precision(self) -> torch.dtype:
+        device = self.features_VF.device.type
+        mixed = torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if mixed else self.adapter.weight.dtype
+
+    def _sum(self, ids: Tensor, features: Tensor, rows: Tensor | slice) -> Tensor:
+        has_id = self.trained_V[rows]
         if self.training:
             dropped = torch.rand(has_id.shape, device=has_id.device) < self.id_dropout
-            has_id = has_id & ~(dropped & features.any(dim=-1))
-        return self.adapter(features.to(self.adapter.weight.dtype)) + ids * has_id[..., None]
+            has_id = has_id & ~(dropped & self.described_V[rows])
+        return self.adapter(features.to(self._precision())) + ids * has_id[..., None]
 
 
 class TextItemTable(ContentItemTable):
