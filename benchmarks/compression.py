@@ -1,0 +1,156 @@
+"""What each way to compress brings: `python -m benchmarks.compression movielens-1m --log LOG`.
+
+The preset's student, compressed by each method alone and by several together, without and with
+recovery from the teacher's answers. Bytes of the graph, milliseconds from history to top 10 at
+batch 1 on one thread, NDCG@10 on test. Rows go to benchmarks/results/compression.json; `--readme`
+writes the table between the markers `compression-<dataset>` of the README.
+"""
+
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from benchmarks import students, variants
+from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
+from benchmarks.variants import RUNS, job, spread
+from recsys.evaluate.report import readable_bytes
+from recsys.files import read_json
+from recsys.models import load_model
+from recsys.models.transformer import TransformerConfig
+
+BENCHMARK = "compression"
+STUDENT = "the student"
+METRIC = "ndcg@10"
+RECOVERED = "+2"
+"""Epochs of recovery, as a step of a recipe has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(students.Options):
+    """What to compress."""
+
+    student: Path | None = None
+    """The student's model directory; none to distil that of the preset."""
+    targets: Path | None = None
+    """The teacher's answers that the student learnt from, which recovery needs; none to ask."""
+    only: tuple[str, ...] = ()
+    """Recipes, their steps with spaces between them; none for all."""
+
+
+def recipes(model: TransformerConfig) -> list[str]:
+    """Returns each method alone, then several together, in sizes that fit the model."""
+    width, heads, hidden = model.width, model.num_heads, model.feed_forward_width
+    structural = [
+        *([f"prune-layers={model.num_layers // 2}"] if model.num_layers > 1 else []),
+        *([f"prune-heads={heads // 2}"] if heads > 1 else []),
+        f"prune-feed-forward={hidden // 2}",
+        f"prune-width={width * 3 // 4}",
+        f"factorize-linears={width // 4}",
+        f"factorize-items={width // 2}",
+        f"codebook-items={width // 4}",
+        f"codebook-items={width // 2}",
+    ]
+    heads_kept = f"prune-heads={heads // 2} " if heads > 1 else ""
+    smaller = f"{heads_kept}prune-feed-forward={hidden // 2}{RECOVERED}"
+    return [
+        "fp16",
+        "int8",
+        "int4",
+        *structural,
+        *(f"{step}{RECOVERED}" for step in structural),
+        f"{smaller} int8",
+        f"prune-width={width * 3 // 4}{RECOVERED} int8",
+        f"factorize-items={width // 2}{RECOVERED} int8",
+        f"codebook-items={width // 4}{RECOVERED} int8",
+        f"codebook-items={width // 2}{RECOVERED} int8",
+        f"{smaller} codebook-items={width // 4}{RECOVERED} int8",
+    ]
+
+
+def main(options: Options) -> None:
+    """Compresses and measures what is not measured yet, and prints the table."""
+    results = Results(BENCHMARK)
+    if not options.readme:
+        measure(results, options)
+    text = markdown([row for row in results.rows() if row.dataset == options.dataset])
+    print(text)
+    if options.readme:
+        write_block(f"{BENCHMARK}-{options.dataset}", text)
+
+
+def measure(results: Results, options: Options) -> None:
+    """Compresses one student of each seed, unless that is done."""
+    made = students.material(options)
+    preset = variants.PRESETS.get(options.dataset, options.dataset)
+    for seed in options.seeds:
+        directory = RUNS / options.dataset / BENCHMARK / str(seed)
+        student = options.student or directory / "student"
+        if options.student is None:
+            students.distill(students.student_words(options, (), seed), made, student)
+        subject = Subject(options.dataset, "recsys", STUDENT, seed)
+        results.put(subject, "python -m jobs.distill " + preset, values(student))
+        model = load_model(student).config
+        if not isinstance(model, TransformerConfig):
+            raise ValueError(f"{student} is no transformer, which these recipes are for")
+        for recipe in options.only or recipes(model):
+            subject = subject._replace(variant=recipe)
+            words = [preset, "--recipe", *recipe.split(), "--train.seed", str(seed)]
+            line = shlex.join(["python", "-m", "jobs.compress", *words])
+            if results.has(subject, line):
+                continue
+            output = directory / recipe.replace(" ", ",")
+            places = {
+                "dataset": made.dataset,
+                "model": student,
+                "targets": options.targets or made.targets,
+                "output": output,
+            }
+            job("compress", [*words, *(w for k, v in places.items() for w in (f"--{k}", str(v)))])
+            results.put(subject, line, values(output))
+
+
+def values(directory: Path) -> dict[str, tuple[float, str]]:
+    """Returns value and unit of what is kept of a model's report."""
+    report = read_json(directory / "report.json")
+    return {
+        METRIC: (report[METRIC], ""),
+        "size_bytes": (report["size_bytes"], "bytes"),
+        "latency_p50": (report["latency_ms"]["batch_1"]["p50"], "ms"),
+    }
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Returns means over the seeds, and shares of what the student has."""
+    whole = {metric: values_of(rows, metric, variant=STUDENT) for metric in (METRIC, "size_bytes")}
+    lines = []
+    for name in dict.fromkeys(row.variant for row in rows):
+        accuracy, size, latency = (
+            values_of(rows, metric, variant=name)
+            for metric in (METRIC, "size_bytes", "latency_p50")
+        )
+        kept = statistics.mean(accuracy) / statistics.mean(whole[METRIC])
+        smaller = statistics.mean(whole["size_bytes"]) / statistics.mean(size)
+        lines.append(
+            [
+                name if name == STUDENT else f"`{name}`",
+                readable_bytes(round(statistics.mean(size))),
+                f"{smaller:.1f}",
+                f"{statistics.median(latency):.2f}",
+                spread(accuracy),
+                f"{kept:.1%}",
+                f"{len(accuracy)}",
+            ]
+        )
+    return table(["recipe", "bytes", "times smaller", "ms", "NDCG@10", "kept", "seeds"], lines)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, prog=f"python -m benchmarks.{BENCHMARK}"))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,221 @@
+"""One engine that answers: `python -m benchmarks.systems.answer QUESTION`, a `Question` as JSON.
+
+A process of its own, so that start and memory are the engine's: only what it needs is imported. The
+last line that it prints is an `Answer`.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys.config import from_json, to_json
+from recsys.data.batches import pad_histories
+
+Call = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""From history_BL and length_B to the best items_BK, none of them seen."""
+CONFIG, WEIGHTS = "model.json", "model.safetensors"
+LIST_LENGTH = 10
+WARM_UP = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of an engine."""
+
+    engine: str
+    """Its name in `ENGINES`."""
+    model: Path
+    """What it loads: of ONNX Runtime a graph, of the compilers their file, of PyTorch a directory
+    with config and weights."""
+    threads: int
+    """Threads it may use."""
+    batch_sizes: tuple[int, ...]
+    """Histories in a call."""
+    max_length: int
+    """Longest history; shorter ones are as likely."""
+    num_items: int
+    """Items there are."""
+    seconds: float = 1.5
+    """For how long calls of each size are repeated, and at least 30 times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What was measured."""
+
+    load_seconds: float
+    """From the first import to the first answer."""
+    memory_mib: float
+    """The largest resident set of the process."""
+    milliseconds: dict[str, tuple[float, float]]
+    """p50 and p99 of a call, by batch size."""
+    best: list[list[int]]
+    """The lists for a few histories, for comparison."""
+
+
+def onnxruntime(question: Question) -> Call:
+    from recsys.evaluate.engine import OnnxModel
+
+    model = OnnxModel(question.model, question.threads)
+    k, exclude = np.array([LIST_LENGTH]), np.array([True])
+
+    def call(history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
+        feed = {"history_BL": history_BL, "length_B": length_B, "k": k, "exclude_seen": exclude}
+        return np.asarray(model.session.run(["items_BK"], feed)[0])
+
+    return call
+
+
+def openvino(question: Question, precision: str = "f32") -> Call:
+    import openvino as ov
+
+    settings = {
+        "INFERENCE_NUM_THREADS": question.threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    compiled = ov.Core().compile_model(question.model, "CPU", settings)
+
+    def call(history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
+        return compiled([history_BL, length_B])[0]
+
+    return call
+
+
+def openvino_bf16(question: Question) -> Call:
+    return openvino(question, "bf16")
+
+
+def eager(question: Question) -> Call:
+    import torch
+
+    torch.set_num_threads(question.threads)
+    model = recommender(question.model)
+
+    @torch.inference_mode()
+    def call(history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
+        return model(torch.from_numpy(history_BL), torch.from_numpy(length_B)).numpy()
+
+    return call
+
+
+def compiled(question: Question) -> Call:
+    import torch
+    import torch._inductor.config
+
+    torch.set_num_threads(question.threads)
+    torch._inductor.config.freezing = True  # or compiling brings little
+    model = torch.compile(recommender(question.model), dynamic=True)
+
+    @torch.inference_mode()
+    def call(history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
+        return model(torch.from_numpy(history_BL), torch.from_numpy(length_B)).numpy()
+
+    return call
+
+
+def aot_inductor(question: Question) -> Call:
+    import torch
+    import torch._inductor
+
+    torch.set_num_threads(question.threads)
+    run = torch._inductor.aoti_load_package(str(question.model))
+
+    @torch.inference_mode()
+    def call(history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
+        return run(torch.from_numpy(history_BL), torch.from_numpy(length_B)).numpy()
+
+    return call
+
+
+def recommender(directory: Path) -> Any:
+    """Returns a module from histories to the best new items."""
+    import torch
+    from safetensors.torch import load_file
+
+    from recsys.files import read_json
+    from recsys.models import TransformerConfig, build
+
+    config = from_json(TransformerConfig, read_json(directory / CONFIG))
+    weights = load_file(directory / WEIGHTS)
+
+    class Recommender(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = build(config, len(weights["item_embedding.weight"]))
+            self.model.load_state_dict(weights)
+
+        def forward(self, history_BL: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
+            scores_BV = self.model.last_state(history_BL, length_B) @ self.model.item_table().T
+            unseen_BV = scores_BV.scatter(1, history_BL, -torch.inf)
+            return (
+                unseen_BV.index_fill(1, torch.zeros_like(length_B[:1]), -torch.inf)
+                .topk(LIST_LENGTH)
+                .indices
+            )
+
+    return Recommender().eval()
+
+
+ENGINES: dict[str, Callable[[Question], Call]] = {
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "openvino-bf16": openvino_bf16,
+    "aot-inductor": aot_inductor,
+    "compiled": compiled,
+    "eager": eager,
+}
+
+
+def answer(question: Question) -> Answer:
+    """Loads the engine and measures it."""
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(1, question.max_length + 1, 256)
+    histories = [draw.integers(1, question.num_items + 1, length) for length in lengths]
+    padded = {
+        size: [pad_histories(histories[i : i + size], question.max_length) for i in range(64)]
+        for size in question.batch_sizes
+    }
+    started = time.perf_counter()
+    call = ENGINES[question.engine](question)
+    call(*pad_histories(histories[:1], question.max_length))
+    load_seconds = time.perf_counter() - started
+    milliseconds = {str(size): _time(call, calls, question) for size, calls in padded.items()}
+    return Answer(
+        load_seconds=load_seconds,
+        memory_mib=_peak_memory_mib(),
+        milliseconds=milliseconds,
+        best=call(*pad_histories(histories[:32], question.max_length)).tolist(),
+    )
+
+
+def _peak_memory_mib() -> float:
+    """Returns the largest resident set since the program started; getrusage has its parent's."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+
+def _time(
+    call: Call, calls: list[tuple[np.ndarray, np.ndarray]], question: Question
+) -> tuple[float, float]:
+    for inputs in calls[:WARM_UP]:
+        call(*inputs)
+    seconds: list[float] = []
+    while len(seconds) < 30 or sum(seconds) < question.seconds:
+        inputs = calls[len(seconds) % len(calls)]
+        started = time.perf_counter()
+        call(*inputs)
+        seconds.append(time.perf_counter() - started)
+    p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000
+    return float(p50), float(p99)
+
+
+if __name__ == "__main__":
+    print(json.dumps(to_json(answer(from_json(Question, json.loads(sys.argv[1]))))))

@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks import engines
+from benchmarks.rows import Results, Subject
+from benchmarks.systems.answer import ENGINES, WEIGHTS, Answer, Question, answer
+from recsys.data.batches import pad_histories
+from recsys.models import build
+from recsys.models.interface import torch_scorer
+
+NUM_ITEMS = 40
+ANSWER = Answer(
+    load_seconds=0.2,
+    memory_mib=70.0,
+    milliseconds={"1": (0.5, 0.9)},
+    best=[[1, 2], [3, 4]],
+)
+
+
+@pytest.fixture
+def directory(monkeypatch, tmp_path):
+    monkeypatch.setattr(engines, "RUNS", tmp_path)
+    return engines.model_directory(NUM_ITEMS)
+
+
+def question(directory, engine, precision="float32") -> Question:
+    return Question(
+        engine=engine,
+        model=engines.loadable(directory, engine, precision),
+        threads=torch.get_num_threads(),
+        batch_sizes=(1, 2),
+        max_length=engines.MODEL.max_length,
+        num_items=NUM_ITEMS,
+        seconds=0.0,
+    )
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "eager"])
+def test_engines_list_the_best_new_items_of_the_same_model(directory, engine):
+    found = answer(question(directory, engine))
+    model = build(engines.MODEL, NUM_ITEMS + 1)
+    model.load_state_dict(load_file(directory / WEIGHTS))
+    histories = [np.array([3, 1, 2]), np.array([5])]
+    scores_BV = torch_scorer(model)(histories)
+    for row, history in zip(scores_BV, histories, strict=True):
+        row[[0, *history]] = -np.inf
+    call = ENGINES[engine](question(directory, engine))
+    expected_BK = np.argsort(-scores_BV, axis=1)[:, :10]
+    np.testing.assert_array_equal(call(*pad_histories(histories, 50)), expected_BK)
+    assert set(found.milliseconds) == {"1", "2"}
+    assert found.memory_mib > 10
+
+
+def test_the_table_has_a_line_an_engine(tmp_path):
+    results = Results("engines", tmp_path)
+    other = replace(ANSWER, best=[[1, 3], [3, 4]])
+    for name, seen in ((engines.REFERENCE, ANSWER), ("OpenVINO, fp32", other)):
+        subject = Subject("3,416 random items", name, "1 threads", 0)
+        results.put(subject, "c", engines.values(seen, ANSWER))
+    head, _, first, second = engines.markdown(results.rows()).splitlines()
+    assert head == "| items, threads, engine | ms, 1 at once | s to load | MiB | same items |"
+    assert first == "| 3,416, 1, ONNX Runtime, fp32 | 0.50 | 0.2 | 70 | 1.000 |"
+    assert second == "| 3,416, 1, OpenVINO, fp32 | 0.50 | 0.2 | 70 | 0.750 |"
