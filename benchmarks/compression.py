@@ -62,13 +62,14 @@ def recipes(model: TransformerConfig) -> list[str]:
         "int8",
         "int4",
         *structural,
-        *(f"{step}{RECOVERED}" for step in structural),
+        *(f"{step}{RECOVERED}" for step in ("int4", *structural)),
         f"{smaller} int8",
         f"prune-width={width * 3 // 4}{RECOVERED} int8",
         f"factorize-items={width // 2}{RECOVERED} int8",
         f"codebook-items={width // 4}{RECOVERED} int8",
         f"codebook-items={width // 2}{RECOVERED} int8",
         f"{smaller} codebook-items={width // 4}{RECOVERED} int8",
+        f"{smaller} int4{RECOVERED}",
     ]
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -28,36 +28,38 @@ SIZES = {
     "factorize-items": (FactorizeItems, "rank"),
     "codebook-items": (CodebookItems, "codes"),
 }
-PRECISIONS = {"fp16": Quantize(bits=16), "int8": Quantize(bits=8), "int4": Quantize(bits=4)}
-STEP = re.compile(r"(?P<name>[a-z-]+)=(?P<size>\d+)(\+(?P<epochs>\d+))?")
+BITS: dict[str, Literal[16, 8, 4]] = {"fp16": 16, "int8": 8, "int4": 4}
+STEP = re.compile(r"(?P<name>[a-z-]+\d*)(=(?P<size>\d+))?(\+(?P<epochs>\d+))?")
 
 
 def parse_step(text: str) -> Step:
-    """Returns the step that `name=size` or `name=size+epochs of recovery` says.
+    """Returns the step that `name`, `name=size` or either and `+epochs of recovery` says.
 
     Raises:
         ValueError: there is no such step.
     """
-    if text in PRECISIONS:
-        return PRECISIONS[text]
-    found = STEP.fullmatch(text)
-    if found is None or found["name"] not in SIZES:
-        near = difflib.get_close_matches(text.partition("=")[0], [*SIZES, *PRECISIONS], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"{text!r} is no compression step{hint} Steps are {', '.join(PRECISIONS)} and, with a "
-            f"size and perhaps epochs of recovery after it (prune-heads=2+3), {', '.join(SIZES)}"
-        )
-    step, size = SIZES[found["name"]]
-    return step(**{size: int(found["size"])}, recover_epochs=int(found["epochs"] or 0))
+    if found := STEP.fullmatch(text):
+        name, size, epochs = found["name"], found["size"], int(found["epochs"] or 0)
+        if name in BITS and size is None:
+            return Quantize(bits=BITS[name], recover_epochs=epochs)
+        if name in SIZES and size is not None:
+            step, field = SIZES[name]
+            return step(**{field: int(size)}, recover_epochs=epochs)
+    name = re.split("[=+]", text)[0]
+    near = difflib.get_close_matches(name, [*SIZES, *BITS], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"{text!r} is no compression step{hint} Steps are {', '.join(BITS)} and, with a size "
+        f"after them (prune-heads=2), {', '.join(SIZES)}; +3 after any is 3 epochs of recovery"
+    )
 
 
 def format_step(step: Step) -> str:
     """Returns what `parse_step` reads."""
-    if isinstance(step, Quantize):
-        return next(word for word, precision in PRECISIONS.items() if precision == step)
-    name, size = next((n, size) for n, (kind, size) in SIZES.items() if isinstance(step, kind))
     recovery = f"+{step.recover_epochs}" if step.recover_epochs else ""
+    if isinstance(step, Quantize):
+        return next(word for word, bits in BITS.items() if bits == step.bits) + recovery
+    name, size = next((n, size) for n, (kind, size) in SIZES.items() if isinstance(step, kind))
     return f"{name}={getattr(step, size)}{recovery}"
 
 

@@ -43,7 +43,8 @@ Step = (
     | Quantize
 )
 Recipe = tuple[Step, ...]
-Recover = Callable[[SequenceModel, int], SequenceModel]
+Recover = Callable[[SequenceModel, int, int | None], SequenceModel]
+"""Trains a model for some epochs; with weights of some bits, where they are to be rounded."""
 PRECISIONS: dict[int, Precision] = {16: "float16", 8: "int8", 4: "int4"}
 """Precisions of graphs by the bits of a weight."""
 
@@ -61,7 +62,7 @@ def compress(
 
     Args:
         histories: real ones, to calibrate the steps on.
-        recover: trains a model for a number of epochs, after the steps that ask for it.
+        recover: trains a model on, after the steps that ask for it.
 
     Raises:
         ValueError: a step asks for more than the model has, for recovery without `recover`, or for
@@ -71,17 +72,18 @@ def compress(
         raise ValueError(f"{type(model).__name__} cannot be served, so compress a student of it")
     model = without_content(model)
     precision: Precision = "float32"
+    bits = None
     for step in recipe:
         if isinstance(step, Quantize):
             precision = PRECISIONS[step.bits]
-            continue
+            bits = None if step.bits == 16 else step.bits
         model = apply(step, model, histories)
         if step.recover_epochs:
             if recover is None:
                 raise ValueError(
                     f"{type(step).__name__} asks for recovery, but there is no trainer"
                 )
-            model = recover(model, step.recover_epochs)
+            model = recover(model, step.recover_epochs, bits)
     return model, precision
 
 

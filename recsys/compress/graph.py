@@ -24,12 +24,12 @@ from recsys.compress.tables import (
     QuantizedTable,
     ScaledTable,
     Table,
-    block_length,
     num_blocks,
 )
 from recsys.models import StudentConfig, num_rows
 from recsys.models.gru import GRUConfig
 from recsys.models.item_table import NUM_CENTROIDS
+from recsys.models.rounding import block_length, group_length
 from recsys.models.transformer import TransformerConfig
 
 Precision = Literal["float32", "float16", "int8", "int4"]
@@ -40,12 +40,6 @@ LAYER_NORM_EPSILON = 1e-5
 ROTARY_BASE = 10_000.0
 BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
 ITEM_TABLE = "item_embedding."
-
-
-def group_length(width: int) -> int:
-    """Returns how many inputs of a linear map share a scale of 4-bit weights: from 16 to 32 that
-    divide them, or all."""
-    return next((n for n in range(32, 15, -1) if width % n == 0), width)
 
 
 class EncoderGraph(ABC):
@@ -85,7 +79,7 @@ class EncoderGraph(ABC):
         if bits is None:
             return self._floats(weight_OI.T)
         num_outputs, num_inputs = weight_OI.shape
-        block = num_inputs if bits == 8 else group_length(num_inputs)
+        block = group_length(num_inputs, bits)
         codes_OI, scales = quantize(weight_OI, bits, block)
         blocks = codes_OI.reshape(num_outputs, -1, block)
         codes = self.graph.constant(blocks, ml_dtypes.int4 if bits == 4 else np.int8)

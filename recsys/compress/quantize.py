@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+
+from recsys.models import rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,30 +15,20 @@ class Quantize:
 
     bits: Literal[16, 8, 4] = 8
     """Bits of a weight: 16 for half precision, 8 or 4 for integers that share scales."""
+    recover_epochs: int = 0
+    """Epochs of training with weights that are rounded as they will be stored."""
 
     def __post_init__(self) -> None:
         if self.bits not in (16, 8, 4):
             raise ValueError(f"bits must be 16, 8 or 4, not {self.bits}")
+        if self.bits == 16 and self.recover_epochs:
+            raise ValueError("half precision loses nothing to recover from: leave +epochs out")
 
 
 def quantize(rows_NK: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns int8 codes_NK and float16 scales, (N, blocks): rows = codes * scales, nearly.
-
-    The largest value of a block has the code that is furthest from zero, -8 or -128, whatever its
-    sign, by a scale of either sign: 4 bits then err a fifth less than with codes from -7 to 7.
-
-    Args:
-        block: neighbours in a row that share a scale; the last ones of a row may be fewer.
-    """
-    limit = 2 ** (bits - 1)
-    num_rows, width = rows_NK.shape
-    padded = np.pad(rows_NK.astype(np.float32), ((0, 0), (0, -width % block)))
-    blocks = padded.reshape(num_rows, -1, block)
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
-    scales = (largest / -limit).astype(np.float16)
-    scales[scales == 0] = 1
-    codes = np.clip(np.rint(blocks / scales.astype(np.float32)), -limit, limit - 1)
-    return codes.astype(np.int8).reshape(num_rows, -1)[:, :width], scales[..., 0]
+    """Returns codes and scales, as `recsys.models.rounding.quantize` does."""
+    codes_NK, scales = rounding.quantize(torch.from_numpy(rows_NK), bits, block)
+    return codes_NK.numpy(), scales.numpy()
 
 
 def to_bytes(codes_NK: np.ndarray, bits: int) -> np.ndarray:

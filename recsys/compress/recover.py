@@ -31,7 +31,7 @@ def recovery(
     """
     numbers = itertools.count(1)
 
-    def recover(model: SequenceModel, epochs: int) -> SequenceModel:
+    def recover(model: SequenceModel, epochs: int, bits: int | None) -> SequenceModel:
         checkpoints = directory / f"recovery-{next(numbers)}"
         initial = checkpoints / "initial"
         save(model, initial, items=dataset / ITEMS, role="compressed")
@@ -42,6 +42,7 @@ def recovery(
             train=replace(train, epochs=epochs, learning_rate=rate),
             objective=objective,
             initial=initial,
+            weight_bits=bits,
         )
         return trainer(task, checkpoints).model
 

@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from recsys.models.rounding import block_length
+
 ORT = "com.microsoft"
 INT8_STATES = 4  # accuracy_level of MatMulNBits: states are rounded to 8 bits for the product
 
@@ -150,12 +152,6 @@ class LowRankTable:
     def score(self, graph: Graph, state_BD: str, bias_V: str) -> str:
         state_BR = graph.op("Gemm", state_BD, self.basis_RD, transB=1)
         return self.codes.score(graph, state_BR, bias_V)
-
-
-def block_length(width: int) -> int:
-    """Returns how many neighbours of a row of the item table share a scale: 16 or 32, as the engine
-    wants; shorter rows are one block."""
-    return 16 if width % 32 else 32
 
 
 def num_blocks(width: int) -> int:

@@ -15,6 +15,7 @@ from recsys.evaluate.ranking import rank_targets
 from recsys.models import ModelConfig, TransformerConfig, build, load_model
 from recsys.models.interface import SequenceModel, torch_scorer
 from recsys.models.item_table import ItemContent, ItemText, TextItemTable
+from recsys.models.rounding import keep_weights, round_weights
 from recsys.train.loop import Checkpoints, FileCheckpoints, TrainConfig, Workers, train
 from recsys.train.objective import Objective, next_item
 
@@ -36,6 +37,9 @@ class Task:
     """What to minimise."""
     initial: Path | None = None
     """A model directory with the weights to start from; none for fresh ones."""
+    weight_bits: int | None = None
+    """Bits that weights are rounded to wherever they are used, and not where they are kept; none to
+    use them as they are."""
 
 
 class Fitted(NamedTuple):
@@ -54,8 +58,13 @@ def most(num_workers: NumWorkers) -> int:
 
 def start_model(task: Task, dataset: Dataset) -> SequenceModel:
     """Returns the model before its first step, the same in every worker."""
-    if task.initial is not None:
-        return load_model(task.initial)
+    model = _new_model(task, dataset) if task.initial is None else load_model(task.initial)
+    if task.weight_bits is not None:
+        round_weights(model, task.weight_bits)
+    return model
+
+
+def _new_model(task: Task, dataset: Dataset) -> SequenceModel:
     torch.manual_seed(task.train.seed)
     content = None
     if isinstance(task.model, TransformerConfig) and task.model.content:
@@ -127,6 +136,7 @@ def fit(
         workers=workers,
         bar=bar,
     )
+    keep_weights(model)
     return Fitted(model, *trained)
 
 

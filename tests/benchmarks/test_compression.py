@@ -21,7 +21,7 @@ def test_every_recipe_fits_the_preset_s_student_and_makes_it_smaller(preset):
     for recipe in compression.recipes(config):
         recipe = tuple(map(parse_step, recipe.split()))
         smaller, precision = compress(
-            student, recipe, histories=histories, recover=lambda model, _: model
+            student, recipe, histories=histories, recover=lambda model, *_: model
         )
         parameters = sum(p.numel() for p in smaller.parameters())
         assert parameters < count or precision != "float32"

@@ -81,7 +81,7 @@ def test_recovery_keeps_the_codes(dataset_directory, tmp_path):
     torch.manual_seed(0)
     coded = build(replace(CONFIG, item_codes=4), 25).eval()
     train = TrainConfig(epochs=2, batch_rows=4, learning_rate=1e-2, num_threads=1)
-    recovered = recovery(dataset_directory, next_item, train, tmp_path)(coded, 1)
+    recovered = recovery(dataset_directory, next_item, train, tmp_path)(coded, 1, None)
     before, after = coded.state_dict(), recovered.state_dict()
     codes, vectors = "item_embedding.codes_VP", "item_embedding.centroids_PCS"
     assert torch.equal(after[codes], before[codes])

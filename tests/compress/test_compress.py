@@ -145,7 +145,7 @@ def test_asking_for_more_than_there_is_is_refused(step, model, histories):
 def test_recipe_composes_and_recovers_where_asked(model, histories):
     recovered = []
 
-    def recover(smaller, epochs):
+    def recover(smaller, epochs, _):
         recovered.append((smaller.config.num_heads, epochs))
         return smaller
 

@@ -7,13 +7,13 @@ from jobs.compress import Compress
 from jobs.recipes import SIZES, format_step, parse_step
 from recsys.compress import CodebookItems, FactorizeItems, PruneHeads, Quantize, Step
 
-WORDS = ["prune-heads=2", "factorize-items=16+3", "codebook-items=8", "int8", "int4", "fp16"]
+WORDS = ["prune-heads=2", "factorize-items=16+3", "codebook-items=8", "int8", "int4+2", "fp16"]
 STEPS = (
     PruneHeads(keep=2),
     FactorizeItems(rank=16, recover_epochs=3),
     CodebookItems(codes=8),
     Quantize(),
-    Quantize(bits=4),
+    Quantize(bits=4, recover_epochs=2),
     Quantize(bits=16),
 )
 
@@ -35,7 +35,17 @@ def test_a_recipe_is_a_flag():
 
 @pytest.mark.parametrize(
     "word",
-    ["int2", "int8=4", "codebook-items", "prune-head=2", "prune-heads", "prune-heads=2+", "=2"],
+    [
+        "int2",
+        "int8=4",
+        "int4=8+2",
+        "int4+",
+        "codebook-items",
+        "prune-head=2",
+        "prune-heads",
+        "prune-heads=2+",
+        "=2",
+    ],
 )
 def test_what_is_no_step_is_refused(word, capsys):
     with pytest.raises(SystemExit) as stopped:
