@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -438,7 +439,9 @@ def _settings(config: TrainConfig) -> Iterator[None]:
     # Medium picks oneDNN's kernels: twice as fast as MKL's on AMD, and float32 still, without AMX.
     torch.set_float32_matmul_precision(config.matmul_precision)
     try:
-        with compiled(config.compile and has_compiler()):
+        with compiled(config.compile and has_compiler()), warnings.catch_warnings():
+            # True of features of items and of scales of weights, and no matter for either.
+            warnings.filterwarnings("ignore", message="bf16 and fp16 are mixed")
             yield
     finally:
         torch.set_num_threads(threads)

@@ -89,6 +89,20 @@ def test_recovery_keeps_the_codes(dataset_directory, tmp_path):
     assert not torch.equal(after[vectors], before[vectors])
 
 
+def test_recovery_with_rounded_weights_leaves_whole_ones_that_have_moved(
+    dataset_directory, tmp_path
+):
+    torch.manual_seed(0)
+    model = build(CONFIG, 25).eval()
+    train = TrainConfig(epochs=2, batch_rows=4, learning_rate=1e-2, num_threads=1)
+    recovered = recovery(dataset_directory, next_item, train, tmp_path)(model, 1, 4)
+    before, after = model.state_dict(), recovered.state_dict()
+    assert list(after) == list(before)
+    assert all(not torch.equal(after[name], before[name]) for name in before if "norm" not in name)
+    checkpoint = torch.load(next(tmp_path.glob("*/checkpoint.pt")), weights_only=True)
+    assert "item_embedding.parametrizations.weight.original" in checkpoint["best"]
+
+
 def test_what_cannot_be_coded_is_refused():
     with pytest.raises(ValueError, match="does not divide the width of 16: ask for one of 1, 2, 4"):
         codebook_items(CodebookItems(codes=3), make(), [])
