@@ -120,8 +120,9 @@ MOVIELENS_1M_TIME = replace(
     MOVIELENS_1M,
     description="MovieLens-1M with a teacher that is told when the next film is rated.",
     teacher=HSTUConfig(
-        width=192, num_layers=4, num_heads=6, head_width=32, max_length=200, time="target"
+        width=192, num_layers=2, num_heads=6, head_width=32, max_length=200, time="target"
     ),
+    train=replace(MOVIELENS_1M.train, epochs=20),
 )
 
 AMAZON_BEAUTY = Preset(
@@ -137,7 +138,7 @@ AMAZON_BEAUTY = Preset(
         dropout=0.5,
     ),
     train=TrainConfig(
-        epochs=30,
+        epochs=20,
         batch_rows=16,
         learning_rate=1e-3,
         ema=0.999,
