@@ -11,7 +11,7 @@ PRESET: Variants = {"preset": ()}
 VARIANTS = {
     "synthetic": PRESET,
     "movielens-1m": PRESET,
-    "movielens-1m-time": PRESET,
+    "movielens-1m-time": {**PRESET, "past times": ("--model.time", "past")},
     "amazon-sports": PRESET,
     "amazon-beauty": PRESET,
 }

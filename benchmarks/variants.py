@@ -50,6 +50,8 @@ class Options(Runs):
     """Names of variants; none for all."""
     ensemble: bool = False
     """Whether the mean of the scores of all seeds is measured, too."""
+    members: tuple[Path, ...] = ()
+    """Model directories that join the seeds in it."""
     again: bool = False
     """Whether what has been measured is measured anew."""
 
@@ -116,15 +118,17 @@ def place(results: Results, subject: Subject) -> Path:
 
 def measure_ensemble(results: Results, options: Options, variant: str) -> None:
     """Measures the mean of a variant's seeds, unless that is done."""
-    name = f"{variant}, ensemble of {len(options.seeds)}"
+    names = [*map(str, options.seeds), *(member.parent.name for member in options.members)]
+    name = f"{variant}, ensemble of {len(names)}"
     subject = Subject(options.dataset, "recsys", name, options.seeds[0])
     preset = PRESETS.get(options.dataset, options.dataset)
-    line = f"python -m jobs.ensemble {preset} --members {' '.join(map(str, options.seeds))}"
+    line = shlex.join(["python", "-m", "jobs.ensemble", preset, "--members", *names])
     if results.has(subject, line) and not options.again:
         return
     members = [
         place(results, subject._replace(variant=variant, seed=seed)) for seed in options.seeds
     ]
+    members += options.members
     output = place(results, subject)
     places = ["--dataset", str(prepare(options.dataset, options.log)), "--output", str(output)]
     job("ensemble", [preset, "--members", *map(str, members), *places])

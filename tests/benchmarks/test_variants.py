@@ -95,15 +95,17 @@ def test_the_seeds_of_a_variant_are_an_ensemble_too(trained, tmp_path, monkeypat
     monkeypatch.setattr(variants, "job", job)
     monkeypatch.setattr(variants, "RUNS", tmp_path)
     results = Results("teacher", tmp_path)
-    options = variants.Options(dataset="synthetic", seeds=(0, 1), ensemble=True)
-    members = [tmp_path / "synthetic" / "teacher" / "preset" / seed for seed in "01"]
+    other = tmp_path / "past times" / "0"
+    options = variants.Options(dataset="synthetic", seeds=(0, 1), ensemble=True, members=(other,))
+    members = [tmp_path / "synthetic" / "teacher" / "preset" / seed for seed in "01"] + [other]
     for member in members:
         member.mkdir(parents=True)
         write_json(member / "report.json", REPORT)
     for _ in range(2):
         variants.run(results, options, {"preset": ()})
     assert len(asked) == 1
-    assert asked[0][:5] == ["ensemble", "quickstart", "--members", *map(str, members)]
-    name = "preset, ensemble of 2"
+    assert asked[0][:6] == ["ensemble", "quickstart", "--members", *map(str, members)]
+    name = "preset, ensemble of 3"
+    assert results.rows()[-1].command.endswith("--members 0 1 'past times'")
     assert values_of(results.rows(), "ndcg@10", variant=name) == [0.3]
-    assert values_of(results.rows(), "train_seconds", variant=name) == [20.0]
+    assert values_of(results.rows(), "train_seconds", variant=name) == [30.0]
