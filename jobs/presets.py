@@ -112,7 +112,6 @@ MOVIELENS_1M = Preset(
         num_layers=(1, 2),
         expansions=(1, 2),
         item_codes=(0, 16),
-        quantize=(True,),
     ),
 )
 

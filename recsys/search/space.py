@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from recsys.compress import CodebookItems, FactorizeItems, Quantize, Recipe, Step
 from recsys.config import to_json
@@ -37,10 +37,11 @@ class SearchConfig:
     item_codes: tuple[int, ...] = (0,)
     """Codes of 8 bits for each item, instead of a rank, for catalogues of more than 256; 0 for
     none, and fewer where they do not divide the width."""
-    quantize: tuple[bool, ...] = (True, False)
-    """Whether weights are stored in eight bits."""
+    bits: tuple[Literal[32, 16, 8, 4], ...] = (8, 4)
+    """Bits in which weights are stored."""
     recover_epochs: int = 3
-    """Epochs of recovery after the item table is factored or put into codes."""
+    """Epochs of recovery after the item table is factored or put into codes, and of transformers
+    with rounded weights for those of 4 bits."""
     seed: int = 0
     """Seed of the sampler."""
 
@@ -83,7 +84,7 @@ def choices(config: SearchConfig) -> dict[str, tuple]:
         "temperature": config.temperatures,
         "item_rank_share": config.item_rank_shares,
         "item_codes": config.item_codes,
-        "quantize": config.quantize,
+        "bits": config.bits,
     }
 
 
@@ -112,7 +113,9 @@ def point_from(sample: Mapping[str, Any], student: StudentConfig, config: Search
     elif sample["item_rank_share"]:
         rank = max(1, round(width * sample["item_rank_share"]))
         steps.append(FactorizeItems(rank=rank, recover_epochs=config.recover_epochs))
-    if sample["quantize"]:
-        steps.append(Quantize())
+    if sample["bits"] == 4 and isinstance(student, TransformerConfig):
+        steps.append(Quantize(bits=4, recover_epochs=config.recover_epochs))
+    elif sample["bits"] != 32:
+        steps.append(Quantize(bits=sample["bits"]))
     distill = DistillConfig(soft_weight=sample["soft_weight"], temperature=sample["temperature"])
     return Point(model=model, distill=distill, recipe=tuple(steps))

@@ -10,7 +10,7 @@ from recsys.search.space import Point, SearchConfig, choices, point_from
 def test_every_sample_is_a_model_that_can_be_built():
     config = SearchConfig()
     shapes = {key: choices(config)[key] for key in ("width", "num_layers", "expansion")}
-    rest = {"soft_weight": 0.5, "temperature": 1.0, "item_rank_share": 0.0, "quantize": True}
+    rest = {"soft_weight": 0.5, "temperature": 1.0, "item_rank_share": 0.0, "bits": 8}
     rest |= {"item_codes": 8}
     for values in itertools.product(*shapes.values()):
         sample = dict(zip(shapes, values, strict=True)) | rest
@@ -31,12 +31,17 @@ def test_recipes_and_names_follow_the_sample():
         "temperature": 2.0,
         "item_rank_share": 0.5,
         "item_codes": 0,
-        "quantize": True,
+        "bits": 8,
     }
     point = point_from(sample, TransformerConfig(), config)
     assert point.recipe == (FactorizeItems(rank=8, recover_epochs=2), Quantize())
-    other = point_from({**sample, "quantize": False}, TransformerConfig(), config)
+    other = point_from({**sample, "bits": 32}, TransformerConfig(), config)
     assert point.name != other.name
+    assert other.recipe == point.recipe[:1]
+    few = {**sample, "bits": 4, "item_rank_share": 0.0}
+    recovered = (Quantize(bits=4, recover_epochs=2),)
+    assert point_from(few, TransformerConfig(), config).recipe == recovered
+    assert point_from(few, GRUConfig(), config).recipe == (Quantize(bits=4),)
     coded = point_from({**sample, "item_codes": 8}, TransformerConfig(item_codes=2), config)
     assert coded.recipe == (CodebookItems(codes=8, recover_epochs=2), Quantize())
     assert coded.model == point.model
