@@ -18,6 +18,7 @@ import tyro
 from benchmarks import students, variants
 from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
 from benchmarks.variants import RUNS, job, spread
+from jobs.recipes import NAMED
 from recsys.evaluate.report import readable_bytes
 from recsys.files import read_json
 from recsys.models import load_model
@@ -70,6 +71,7 @@ def recipes(model: TransformerConfig) -> list[str]:
         f"codebook-items={width // 2}{RECOVERED} int8",
         f"{smaller} codebook-items={width // 4}{RECOVERED} int8",
         f"{smaller} int4{RECOVERED}",
+        *NAMED,
     ]
 
 

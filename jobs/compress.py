@@ -35,7 +35,8 @@ class Compress:
     """Where the compressed model directory goes."""
     recipe: RecipeFlag
     """The steps in order, such as `prune-heads=2 factorize-items=16+3 int8`; +3 asks for three
-    epochs of recovery, with rounded weights after int8+3 or int4+3."""
+    epochs of recovery, with rounded weights after int8+3 or int4+3. Or by name: faithful (int8),
+    balanced (int4+3), tiny (codebook-items=8+3 int4+3)."""
     distill: DistillConfig
     """How recovery listens to the teacher."""
     train: TrainConfig

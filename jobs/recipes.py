@@ -1,7 +1,9 @@
-"""Compression recipes on the command line: `--recipe prune-heads=2 factorize-items=16+3 int8`."""
+"""Compression recipes on the command line: `--recipe prune-heads=2 factorize-items=16+3 int8`, or
+by name: `--recipe balanced`."""
 
 import difflib
 import re
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
@@ -29,6 +31,12 @@ SIZES = {
     "codebook-items": (CodebookItems, "codes"),
 }
 BITS: dict[str, Literal[16, 8, 4]] = {"fp16": 16, "int8": 8, "int4": 4}
+NAMED = {
+    "faithful": "int8",
+    "balanced": "int4+3",
+    "tiny": "codebook-items=8+3 int4+3",
+}
+"""Recipes that have a name, from the one that keeps most to the one of fewest bytes."""
 STEP = re.compile(r"(?P<name>[a-z-]+\d*)(=(?P<size>\d+))?(\+(?P<epochs>\d+))?")
 
 
@@ -46,11 +54,12 @@ def parse_step(text: str) -> Step:
             step, field = SIZES[name]
             return step(**{field: int(size)}, recover_epochs=epochs)
     name = re.split("[=+]", text)[0]
-    near = difflib.get_close_matches(name, [*SIZES, *BITS], n=1)
+    near = difflib.get_close_matches(name, [*SIZES, *BITS, *NAMED], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"{text!r} is no compression step{hint} Steps are {', '.join(BITS)} and, with a size "
-        f"after them (prune-heads=2), {', '.join(SIZES)}; +3 after any is 3 epochs of recovery"
+        f"after them (prune-heads=2), {', '.join(SIZES)}; +3 after any is 3 epochs of recovery; "
+        f"recipes with a name are {', '.join(NAMED)}"
     )
 
 
@@ -63,10 +72,19 @@ def format_step(step: Step) -> str:
     return f"{name}={getattr(step, size)}{recovery}"
 
 
+def parse_recipe(words: Iterable[str]) -> Recipe:
+    """Returns the steps in order; a recipe's name stands for its steps.
+
+    Raises:
+        ValueError: a word is neither.
+    """
+    return tuple(parse_step(step) for word in words for step in NAMED.get(word, word).split())
+
+
 _RECIPE = PrimitiveConstructorSpec(
     nargs="*",
     metavar="STEP ...",
-    instance_from_str=lambda words: tuple(map(parse_step, words)),
+    instance_from_str=parse_recipe,
     is_instance=lambda value: isinstance(value, tuple),
     str_from_instance=lambda recipe: [format_step(step) for step in recipe],
 )

@@ -3,7 +3,7 @@ import pytest
 from benchmarks import compression
 from benchmarks.rows import Results, Subject
 from jobs.presets import PRESETS
-from jobs.recipes import parse_step
+from jobs.recipes import parse_recipe
 from recsys.compress import compress
 from recsys.models import TransformerConfig, build
 
@@ -19,7 +19,7 @@ def test_every_recipe_fits_the_preset_s_student_and_makes_it_smaller(preset):
     count = sum(p.numel() for p in student.parameters())
     histories = [[1, 2, 3], [4, 5]]
     for recipe in compression.recipes(config):
-        recipe = tuple(map(parse_step, recipe.split()))
+        recipe = parse_recipe(recipe.split())
         smaller, precision = compress(
             student, recipe, histories=histories, recover=lambda model, *_: model
         )

@@ -4,7 +4,7 @@ import pytest
 
 from jobs.command import command
 from jobs.compress import Compress
-from jobs.recipes import SIZES, format_step, parse_step
+from jobs.recipes import NAMED, SIZES, format_step, parse_recipe, parse_step
 from recsys.compress import CodebookItems, FactorizeItems, PruneHeads, Quantize, Step
 
 WORDS = ["prune-heads=2", "factorize-items=16+3", "codebook-items=8", "int8", "int4+2", "fp16"]
@@ -31,6 +31,12 @@ def test_a_recipe_is_a_flag():
     seen = []
     assert command(Compress.from_preset, seen.append, ["quickstart", "--recipe", *WORDS]) == 0
     assert seen[0].recipe == STEPS
+
+
+def test_a_name_stands_for_its_steps():
+    tiny = (CodebookItems(codes=8, recover_epochs=3), Quantize(bits=4, recover_epochs=3))
+    assert parse_recipe(["prune-heads=2", "tiny"]) == (PruneHeads(keep=2), *tiny)
+    assert all(parse_recipe([name]) for name in NAMED)
 
 
 @pytest.mark.parametrize(
