@@ -76,10 +76,10 @@ def kmeans(
     Lloyd's iterations from seeds as in k-means++ (Arthur and Vassilvitskii, 2007), weighted.
     """
     centroids_CS = _seeds(vectors_NS, weights_N, count, generator)
-    nearest_N = _nearest(vectors_NS, centroids_CS)
+    nearest_N = nearest(vectors_NS, centroids_CS)
     for _ in range(NUM_ITERATIONS):
         centroids_CS = _means(vectors_NS, weights_N, nearest_N, count)
-        before_N, nearest_N = nearest_N, _nearest(vectors_NS, centroids_CS)
+        before_N, nearest_N = nearest_N, nearest(vectors_NS, centroids_CS)
         if torch.equal(before_N, nearest_N):
             break
     return centroids_CS, nearest_N
@@ -100,7 +100,7 @@ def _seeds(vectors_NS: Tensor, weights_N: Tensor, count: int, generator: torch.G
     return seeds_CS
 
 
-def _nearest(vectors_NS: Tensor, centroids_CS: Tensor) -> Tensor:
+def nearest(vectors_NS: Tensor, centroids_CS: Tensor) -> Tensor:
     """Returns the index of the nearest centroid of each vector."""
     norms_C = centroids_CS.square().sum(dim=1)
     return torch.cat(
