@@ -12,12 +12,14 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
 from benchmarks.variants import METRICS, RUNS, job, spread, train, train_words
+from recsys.files import read_json
 
 BENCHMARK = "content"
 TEXT = ("--model.content", "text")
@@ -50,6 +52,8 @@ class Options:
     """Names of variants."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights, batches and dropout."""
+    ensemble: bool = False
+    """Whether the mean of the scores of all seeds is measured, too."""
     num_workers: int | None = None
     """Workers that train, 0 for a process without Ray; none for as many as the preset has."""
     readme: bool = False
@@ -60,6 +64,16 @@ class Options:
         if unknown:
             raise ValueError(f"no variant {', '.join(sorted(unknown))}; known: {list(VARIANTS)}")
 
+    @property
+    def held_out(self) -> str:
+        """How much of the log is kept out of training."""
+        return f"{self.cold_items:.0%} of items held out"
+
+    @property
+    def directory(self) -> Path:
+        """Where the dataset and its teachers go."""
+        return RUNS / self.dataset / BENCHMARK / self.held_out.replace(" ", "-")
+
 
 def main(options: Options) -> None:
     """Trains what is not measured yet, and prints the table."""
@@ -68,6 +82,8 @@ def main(options: Options) -> None:
         for seed in options.seeds:
             for variant in options.only:
                 measure(results, options, variant, seed)
+        for variant in options.only if options.ensemble else ():
+            measure_ensemble(results, options, variant)
     text = markdown([row for row in results.rows() if row.dataset == options.dataset])
     print(text)
     if options.readme:
@@ -76,8 +92,7 @@ def main(options: Options) -> None:
 
 def measure(results: Results, options: Options, variant: str, seed: int) -> None:
     """Trains and measures a variant on a seed, unless that is done."""
-    held_out = f"{options.cold_items:.0%} of items held out"
-    subject = Subject(options.dataset, "recsys", f"{variant}; {held_out}", seed)
+    subject = Subject(options.dataset, "recsys", f"{variant}; {options.held_out}", seed)
     preparation = [options.dataset, "--cold-items", f"{options.cold_items:g}"]
     preparation += ["--content.text-columns", *options.text_columns]
     training = train_words(options.dataset, VARIANTS[variant], options.num_workers, seed)
@@ -85,12 +100,26 @@ def measure(results: Results, options: Options, variant: str, seed: int) -> None
     line = " && ".join(shlex.join(["python", "-m", f"jobs.{k}", *v]) for k, v in stages.items())
     if results.has(subject, line):
         return
-    directory = RUNS / options.dataset / BENCHMARK / held_out.replace(" ", "-")
-    dataset = directory / "dataset"
+    dataset = options.directory / "dataset"
     places = ["--log", options.log, "--items", options.items, "--output", str(dataset)]
     job("prepare", [*preparation, "--content.text-encoder", options.encoder, *places])
-    report = train(training, dataset, directory / variant / str(seed))
+    report = train(training, dataset, options.directory / variant / str(seed))
     results.put(subject, line, values(report))
+
+
+def measure_ensemble(results: Results, options: Options, variant: str) -> None:
+    """Measures the mean of a variant's seeds, unless that is done."""
+    seeds = list(map(str, options.seeds))
+    name = f"{variant}, ensemble of {len(seeds)}"
+    subject = Subject(options.dataset, "recsys", f"{name}; {options.held_out}", options.seeds[0])
+    line = shlex.join(["python", "-m", "jobs.ensemble", options.dataset, "--members", *seeds])
+    if results.has(subject, line):
+        return
+    members = [str(options.directory / variant / seed) for seed in seeds]
+    output = options.directory / name
+    places = ["--dataset", str(options.directory / "dataset"), "--output", str(output)]
+    job("ensemble", [options.dataset, "--members", *members, *places])
+    results.put(subject, line, values(read_json(output / "report.json")))
 
 
 def values(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
