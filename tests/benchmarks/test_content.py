@@ -1,0 +1,54 @@
+import pytest
+
+from benchmarks import content
+from benchmarks.rows import Results, values_of
+from recsys.files import write_json
+
+PART = {"ndcg@10": 0.2, "hr@10": 0.3}
+REPORT = {**PART, "cold": {**PART, "ndcg@10": 0.1}, "warm": PART}
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """The jobs that were asked for, none of which is run."""
+    jobs = []
+
+    def job(name, words):
+        jobs.append([name, *words])
+        if name == "ensemble":
+            output = content.Path(words[-1])
+            output.mkdir(parents=True)
+            write_json(output / "report.json", {**REPORT, "ndcg@10": 0.4})
+
+    monkeypatch.setattr(content, "job", job)
+    monkeypatch.setattr(content, "train", lambda words, *_: jobs.append(["train"]) or REPORT)
+    monkeypatch.setattr(content, "RUNS", tmp_path)
+    monkeypatch.setattr(content, "Results", lambda name: Results(name, tmp_path))
+    return jobs
+
+
+def test_variants_and_their_ensemble_are_measured_once(asked, tmp_path, capsys):
+    options = content.Options(
+        dataset="amazon-beauty",
+        log="log",
+        items="items",
+        only=("ids",),
+        seeds=(0, 1),
+        ensemble=True,
+    )
+    for _ in range(2):
+        content.main(options)
+    assert [words[0] for words in asked] == ["prepare", "train", "prepare", "train", "ensemble"]
+    home = tmp_path / "amazon-beauty" / "content" / "5%-of-items-held-out"
+    members = [str(home / "ids" / seed) for seed in "01"]
+    assert asked[-1][1:5] == ["amazon-beauty", "--members", *members]
+    rows = Results("content", tmp_path).rows()
+    name = "ids, ensemble of 2; 5% of items held out"
+    assert values_of(rows, "ndcg@10 all", variant=name) == [0.4]
+    assert values_of(rows, "ndcg@10 cold", variant="ids; 5% of items held out") == [0.1, 0.1]
+    assert f"| {name} | 0.4000 | 0.3000 | 0.1000 |" in capsys.readouterr().out
+
+
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="no variant images"):
+        content.Options(dataset="amazon-beauty", log="log", items="items", only=("images",))
