@@ -11,13 +11,12 @@ import torch
 
 from recsys.compress import export
 from recsys.compress.export import export_onnx
-from recsys.compress.graph import group_length
 from recsys.compress.quantize import quantize
-from recsys.compress.tables import block_length
 from recsys.data.batches import pad_histories
 from recsys.models import build
 from recsys.models.gru import GRU, GRUConfig
 from recsys.models.interface import torch_scorer
+from recsys.models.rounding import block_length, group_length
 from recsys.models.transformer import Transformer, TransformerConfig
 
 NUM_ITEMS = 2000
@@ -146,8 +145,8 @@ def test_graph_of_few_bits_scores_by_what_its_codes_stand_for(
         is_table = key in ("item_embedding.weight", "item_embedding.codes_VR")
         if weight.ndim == 2:
             rows = weight.T if key.endswith("basis_RD") else weight
-            length = block_length if is_table else group_length if bits == 4 else int
-            block = length(rows.shape[1])
+            width = rows.shape[1]
+            block = block_length(width) if is_table else group_length(width, bits)
             codes, scales = quantize(rows, bits, block)
             rows = codes * np.repeat(scales.astype(np.float32), block, 1)[:, : rows.shape[1]]
             state[key] = rows.T if key.endswith("basis_RD") else rows
