@@ -93,10 +93,13 @@ def measure(results: Results, options: Options) -> None:
     for seed in options.seeds:
         directory = RUNS / options.dataset / BENCHMARK / str(seed)
         student = options.student or directory / "student"
+        words = students.student_words(options, (), seed)
         if options.student is None:
-            students.distill(students.student_words(options, (), seed), made, student)
+            students.distill(words, made, student)
         subject = Subject(options.dataset, "recsys", STUDENT, seed)
-        results.put(subject, "python -m jobs.distill " + preset, values(student))
+        line = shlex.join(["python", "-m", "jobs.distill", *words])
+        if not results.has(subject, line):
+            results.put(subject, line, values(student))
         model = load_model(student).config
         if not isinstance(model, TransformerConfig):
             raise ValueError(f"{student} is no transformer, which these recipes are for")

@@ -18,8 +18,7 @@ from typing import Any
 import tyro
 
 from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
-from benchmarks.variants import METRICS, RUNS, job, spread, train, train_words
-from recsys.files import read_json
+from benchmarks.variants import METRICS, RUNS, ensemble, job, spread, train, train_words
 
 BENCHMARK = "content"
 TEXT = ("--model.content", "text")
@@ -115,11 +114,10 @@ def measure_ensemble(results: Results, options: Options, variant: str) -> None:
     line = shlex.join(["python", "-m", "jobs.ensemble", options.dataset, "--members", *seeds])
     if results.has(subject, line):
         return
-    members = [str(options.directory / variant / seed) for seed in seeds]
-    output = options.directory / name
-    places = ["--dataset", str(options.directory / "dataset"), "--output", str(output)]
-    job("ensemble", [options.dataset, "--members", *members, *places])
-    results.put(subject, line, values(read_json(output / "report.json")))
+    home = options.directory
+    members = [home / variant / seed for seed in seeds]
+    report = ensemble(options.dataset, members, home / "dataset", home / name)
+    results.put(subject, line, values(report))
 
 
 def values(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:

@@ -128,16 +128,17 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     )
 
 
-def few_bits(table_VD: np.ndarray, bits: int) -> Callable[[Graph], Table]:
-    """Returns what makes a table of codes of few bits in a graph."""
+def few_bits(table_VD: np.ndarray, bits: int) -> tuple[Search, float]:
+    """Returns the search of a table of codes of few bits, and the bytes of the table."""
+    codes_VD, scales = quantize(table_VD, bits, block_length(table_VD.shape[1]))
+    packed = to_bytes(codes_VD, bits)
 
     def make(graph: Graph) -> Table:
-        codes_VD, scales = quantize(table_VD, bits, block_length(table_VD.shape[1]))
-        codes = graph.constant(to_bytes(codes_VD, bits))
-        scales = graph.constant(scales, np.float32)
-        return QuantizedTable(codes, scales, shape=table_VD.shape, bits=bits)
+        names = graph.constant(packed), graph.constant(scales, np.float32)
+        return QuantizedTable(*names, shape=table_VD.shape, bits=bits)
 
-    return make
+    num_items, width = table_VD.shape
+    return product(make, width, num_items), packed.nbytes + 4 * scales.size
 
 
 def partial_scores(state_D: np.ndarray, centroids_PCS: np.ndarray) -> np.ndarray:
@@ -206,13 +207,9 @@ def search_of(form: str, items: Catalogue) -> tuple[Search, float]:
             search = product(lambda g: FloatTable(g.constant(rows)), width, num_items)
             return search, rows.nbytes
         case "int8" | "int4":
-            make = few_bits(items.table_VD, BITS[form])
-            scales = 4 * num_items * -(-width // block_length(width))
-            return product(make, width, num_items), num_items * width * BITS[form] / 8 + scales
+            return few_bits(items.table_VD, BITS[form])
         case "codes, as rows":
-            make = few_bits(items.coded_VD, 8)
-            scales = 4 * num_items * -(-width // block_length(width))
-            return product(make, width, num_items), num_items * width + scales
+            return few_bits(items.coded_VD, 8)
         case "codes, summed":
             return summed(items), items.codes_VP.nbytes
         case "codes, pruned":

@@ -129,10 +129,8 @@ def measure_ensemble(results: Results, options: Options, variant: str) -> None:
         place(results, subject._replace(variant=variant, seed=seed)) for seed in options.seeds
     ]
     members += options.members
-    output = place(results, subject)
-    places = ["--dataset", str(prepare(options.dataset, options.log)), "--output", str(output)]
-    job("ensemble", [preset, "--members", *map(str, members), *places])
-    report = read_json(output / "report.json")
+    dataset = prepare(options.dataset, options.log)
+    report = ensemble(preset, members, dataset, place(results, subject))
     seconds = [read_json(member / "report.json")["train_seconds"] for member in members]
     results.put(subject, line, values({**report, "train_seconds": sum(seconds)}))
 
@@ -156,6 +154,13 @@ def prepare(dataset: str, log: str | None) -> Path:
 def train(words: Sequence[str], dataset: Path, output: Path) -> dict[str, Any]:
     """Trains a teacher, or goes on with it, and returns its report."""
     job("train", [*words, "--dataset", str(dataset), "--output", str(output)])
+    return read_json(output / "report.json")
+
+
+def ensemble(preset: str, members: Sequence[Path], dataset: Path, output: Path) -> dict[str, Any]:
+    """Makes one teacher of several, unless it is there, and returns its report."""
+    places = ["--dataset", str(dataset), "--output", str(output)]
+    job("ensemble", [preset, "--members", *map(str, members), *places])
     return read_json(output / "report.json")
 
 

@@ -94,39 +94,27 @@ def openvino_bf16(question: Question) -> Call:
 
 
 def eager(question: Question) -> Call:
-    import torch
-
-    torch.set_num_threads(question.threads)
-    model = recommender(question.model)
-
-    @torch.inference_mode()
-    def call(history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
-        return model(torch.from_numpy(history_BL), torch.from_numpy(length_B)).numpy()
-
-    return call
+    return _torch_call(question, recommender(question.model))
 
 
 def compiled(question: Question) -> Call:
     import torch
     import torch._inductor.config
 
-    torch.set_num_threads(question.threads)
     torch._inductor.config.freezing = True  # or compiling brings little
-    model = torch.compile(recommender(question.model), dynamic=True)
-
-    @torch.inference_mode()
-    def call(history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
-        return model(torch.from_numpy(history_BL), torch.from_numpy(length_B)).numpy()
-
-    return call
+    return _torch_call(question, torch.compile(recommender(question.model), dynamic=True))
 
 
 def aot_inductor(question: Question) -> Call:
-    import torch
     import torch._inductor
 
+    return _torch_call(question, torch._inductor.aoti_load_package(str(question.model)))
+
+
+def _torch_call(question: Question, run: Callable[..., Any]) -> Call:
+    import torch
+
     torch.set_num_threads(question.threads)
-    run = torch._inductor.aoti_load_package(str(question.model))
 
     @torch.inference_mode()
     def call(history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:

@@ -76,9 +76,9 @@ def keep_weights(model: SequenceModel) -> None:
     """Undoes `round_weights`, and leaves the weights that were rounded; in place."""
     assert isinstance(model, nn.Module)
     for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[union-attr]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        rounded = getattr(module, "parametrizations", None)
+        for name in list(rounded) if isinstance(rounded, nn.ModuleDict) else ():
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
 
 
 class _Rounded(nn.Module):

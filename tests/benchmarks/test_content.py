@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks import content
+from benchmarks import content, variants
 from benchmarks.rows import Results, values_of
 from recsys.files import write_json
 
@@ -20,7 +20,8 @@ def asked(monkeypatch, tmp_path):
             output.mkdir(parents=True)
             write_json(output / "report.json", {**REPORT, "ndcg@10": 0.4})
 
-    monkeypatch.setattr(content, "job", job)
+    for module in (content, variants):
+        monkeypatch.setattr(module, "job", job)
     monkeypatch.setattr(content, "train", lambda words, *_: jobs.append(["train"]) or REPORT)
     monkeypatch.setattr(content, "RUNS", tmp_path)
     monkeypatch.setattr(content, "Results", lambda name: Results(name, tmp_path))
