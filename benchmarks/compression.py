@@ -15,9 +15,9 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks import students, variants
+from benchmarks import students
 from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
-from benchmarks.variants import RUNS, job, spread
+from benchmarks.variants import RUNS, job, preset_name, spread
 from jobs.recipes import NAMED
 from recsys.evaluate.report import readable_bytes
 from recsys.files import read_json
@@ -89,7 +89,7 @@ def main(options: Options) -> None:
 def measure(results: Results, options: Options) -> None:
     """Compresses one student of each seed, unless that is done."""
     made = students.material(options)
-    preset = variants.PRESETS.get(options.dataset, options.dataset)
+    preset = preset_name(options.dataset)
     for seed in options.seeds:
         directory = RUNS / options.dataset / BENCHMARK / str(seed)
         student = options.student or directory / "student"

@@ -3,9 +3,10 @@
 The preset's teacher with item vectors of ids, and of ids and text, on a log some of whose items are
 kept out of training; targets that are such items (cold) and others (warm) apart. With text, ids are
 left out of training now and then, which decides between cold items and warm ones; or the encoder
-learns, too. `--cold-items 0` is the log as it is. Rows go to
-benchmarks/results/content.json; `--readme` writes the table between the markers `content-<dataset>`
-of the README.
+learns, too. `--cold-items 0` is the log as it is. `--ensemble` adds the mean of the scores of all
+seeds, `--taught` models of the same shape that it teaches: born-again networks (Furlanello et al.,
+arXiv 1805.04770). Rows go to benchmarks/results/content.json; `--readme` writes the table between
+the markers `content-<dataset>` of the README.
 """
 
 import shlex
@@ -18,7 +19,17 @@ from typing import Any
 import tyro
 
 from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
-from benchmarks.variants import METRICS, RUNS, ensemble, job, spread, train, train_words
+from benchmarks.students import Material, distill
+from benchmarks.variants import (
+    METRICS,
+    RUNS,
+    ensemble,
+    job,
+    spread,
+    teacher_as_student,
+    train,
+    train_words,
+)
 
 BENCHMARK = "content"
 TEXT = ("--model.content", "text")
@@ -53,6 +64,8 @@ class Options:
     """Seeds of weights, batches and dropout."""
     ensemble: bool = False
     """Whether the mean of the scores of all seeds is measured, too."""
+    taught: bool = False
+    """Whether models of the same shape and training that the ensemble teaches are, too."""
     num_workers: int | None = None
     """Workers that train, 0 for a process without Ray; none for as many as the preset has."""
     readme: bool = False
@@ -81,8 +94,11 @@ def main(options: Options) -> None:
         for seed in options.seeds:
             for variant in options.only:
                 measure(results, options, variant, seed)
-        for variant in options.only if options.ensemble else ():
+        for variant in options.only if options.ensemble or options.taught else ():
             measure_ensemble(results, options, variant)
+        for seed in options.seeds if options.taught else ():
+            for variant in options.only:
+                measure_taught(results, options, variant, seed)
     text = markdown([row for row in results.rows() if row.dataset == options.dataset])
     print(text)
     if options.readme:
@@ -109,7 +125,7 @@ def measure(results: Results, options: Options, variant: str, seed: int) -> None
 def measure_ensemble(results: Results, options: Options, variant: str) -> None:
     """Measures the mean of a variant's seeds, unless that is done."""
     seeds = list(map(str, options.seeds))
-    name = f"{variant}, ensemble of {len(seeds)}"
+    name = ensemble_of(variant, options)
     subject = Subject(options.dataset, "recsys", f"{name}; {options.held_out}", options.seeds[0])
     line = shlex.join(["python", "-m", "jobs.ensemble", options.dataset, "--members", *seeds])
     if results.has(subject, line):
@@ -118,6 +134,28 @@ def measure_ensemble(results: Results, options: Options, variant: str) -> None:
     members = [home / variant / seed for seed in seeds]
     report = ensemble(options.dataset, members, home / "dataset", home / name)
     results.put(subject, line, values(report))
+
+
+def measure_taught(results: Results, options: Options, variant: str, seed: int) -> None:
+    """Trains and measures a model that a variant's ensemble teaches, unless that is done."""
+    teacher = ensemble_of(variant, options)
+    name = f"{variant}, taught by the ensemble"
+    subject = Subject(options.dataset, "recsys", f"{name}; {options.held_out}", seed)
+    flags = (*teacher_as_student(options.dataset), *VARIANTS[variant])
+    words = train_words(options.dataset, flags, options.num_workers, seed)
+    line = shlex.join(["python", "-m", "jobs.distill", *words])
+    if results.has(subject, line):
+        return
+    home = options.directory
+    learns_from = Material(
+        dataset=home / "dataset", teacher=home / teacher, targets=home / f"targets of {teacher}"
+    )
+    results.put(subject, line, values(distill(words, learns_from, home / name / str(seed))))
+
+
+def ensemble_of(variant: str, options: Options) -> str:
+    """Returns the name of the mean of a variant's seeds."""
+    return f"{variant}, ensemble of {len(options.seeds)}"
 
 
 def values(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:

@@ -18,9 +18,9 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import students, variants
+from benchmarks import students
 from benchmarks.rows import RESULTS, Results, Row, Subject, table, values_of, write_block
-from benchmarks.variants import RUNS, spread
+from benchmarks.variants import RUNS, preset_name, spread
 from jobs.presets import PRESETS
 from recsys.compress.graph import serving_graph
 from recsys.data.sequences import Dataset
@@ -66,7 +66,7 @@ def measure(results: Results, options: Options) -> None:
     """Trains and measures what is not measured yet; seed after seed, so that all get one first."""
     made = students.material(options)
     num_rows, teacher = Dataset.open(made.dataset).num_items_with_padding, made.report
-    student = PRESETS[variants.PRESETS.get(options.dataset, options.dataset)].student
+    student = PRESETS[preset_name(options.dataset)].student
     shapes = {
         share: shape_flags(largest(student, num_rows, share * teacher["size_bytes"]))
         for share in options.shares

@@ -16,12 +16,13 @@ import tyro
 
 from benchmarks.rows import ROOT, Results, Row, Subject, table, values_of, write_block
 from jobs.command import command
+from jobs.presets import PRESETS
 from jobs.train import Train
+from recsys.config import to_json
 from recsys.files import read_json
 
 RUNS = ROOT / "runs" / "bench"
 METRICS = ("ndcg@10", "hr@10")
-PRESETS = {"synthetic": "quickstart"}  # of data sets; of others the preset has the same name
 Variants = Mapping[str, Sequence[str]]
 """Flags of `jobs.train`, by the name of what they change."""
 
@@ -56,6 +57,11 @@ class Options(Runs):
     """Whether what has been measured is measured anew."""
 
 
+def preset_name(dataset: str) -> str:
+    """Returns the preset of a data set, which has the same name but for one."""
+    return "quickstart" if dataset == "synthetic" else dataset
+
+
 def main(benchmark: str, variants: Mapping[str, Variants]) -> None:
     """Runs a benchmark as the command line says.
 
@@ -87,7 +93,7 @@ def different(dataset: str, variants: Variants) -> Variants:
     chosen: dict[str, Sequence[str]] = {}
     for name, flags in variants.items():
         parsed: list[Train] = []
-        code = command(Train.from_preset, parsed.append, [PRESETS.get(dataset, dataset), *flags])
+        code = command(Train.from_preset, parsed.append, [preset_name(dataset), *flags])
         assert code == 0, f"flags of {name} are wrong"
         if parsed[0] not in jobs:
             jobs += parsed
@@ -121,7 +127,7 @@ def measure_ensemble(results: Results, options: Options, variant: str) -> None:
     names = [*map(str, options.seeds), *(member.parent.name for member in options.members)]
     name = f"{variant}, ensemble of {len(names)}"
     subject = Subject(options.dataset, "recsys", name, options.seeds[0])
-    preset = PRESETS.get(options.dataset, options.dataset)
+    preset = preset_name(options.dataset)
     line = shlex.join(["python", "-m", "jobs.ensemble", preset, "--members", *names])
     if results.has(subject, line) and not options.again:
         return
@@ -140,14 +146,31 @@ def train_words(
 ) -> list[str]:
     """Returns the arguments of `jobs.train`."""
     workers = [] if num_workers is None else ["--num-workers", f"{num_workers}"]
-    return [PRESETS.get(dataset, dataset), *flags, *workers, "--train.seed", str(seed)]
+    return [preset_name(dataset), *flags, *workers, "--train.seed", str(seed)]
+
+
+def teacher_as_student(dataset: str) -> list[str]:
+    """Returns the flags of `jobs.distill` that give the student the shape and the training of the
+    preset's teacher."""
+    preset = PRESETS[preset_name(dataset)]
+    pairs = {
+        "model": (preset.teacher, preset.student),
+        "train": (preset.train, preset.train_student),
+    }
+    return [
+        word
+        for group, (wanted, default) in pairs.items()
+        for name, value in to_json(wanted).items()
+        if value != to_json(default).get(name)
+        for word in (f"--{group}.{name.replace('_', '-')}", f"{value}")
+    ]
 
 
 def prepare(dataset: str, log: str | None) -> Path:
     """Prepares a data set, unless it is there, and returns its directory."""
     output = RUNS / dataset / "dataset"
     flags = ["--log", log] if log else []
-    job("prepare", [PRESETS.get(dataset, dataset), *flags, "--output", str(output)])
+    job("prepare", [preset_name(dataset), *flags, "--output", str(output)])
     return output
 
 

@@ -22,6 +22,9 @@ def asked(monkeypatch, tmp_path):
 
     for module in (content, variants):
         monkeypatch.setattr(module, "job", job)
+    monkeypatch.setattr(
+        content, "distill", lambda *words: jobs.append(["distill", *words]) or REPORT
+    )
     monkeypatch.setattr(content, "train", lambda words, *_: jobs.append(["train"]) or REPORT)
     monkeypatch.setattr(content, "RUNS", tmp_path)
     monkeypatch.setattr(content, "Results", lambda name: Results(name, tmp_path))
@@ -48,6 +51,23 @@ def test_variants_and_their_ensemble_are_measured_once(asked, tmp_path, capsys):
     assert values_of(rows, "ndcg@10 all", variant=name) == [0.4]
     assert values_of(rows, "ndcg@10 cold", variant="ids; 5% of items held out") == [0.1, 0.1]
     assert f"| {name} | 0.4000 | 0.3000 | 0.1000 |" in capsys.readouterr().out
+
+
+def test_an_ensemble_teaches_models_of_the_same_shape(asked, tmp_path):
+    options = content.Options(
+        dataset="amazon-beauty", log="log", items="items", only=("ids and text",), taught=True
+    )
+    for _ in range(2):
+        content.main(options)
+    assert [words[0] for words in asked[-4:]] == ["ensemble", *["distill"] * 3]
+    _, words, learns_from, output = asked[-1]
+    assert {"--model.width", "--model.content", "--train.seed"} < set(words)
+    home = tmp_path / "amazon-beauty" / "content" / "5%-of-items-held-out"
+    assert learns_from.teacher == home / "ids and text, ensemble of 3"
+    assert output == home / "ids and text, taught by the ensemble" / "2"
+    rows = Results("content", tmp_path).rows()
+    name = "ids and text, taught by the ensemble; 5% of items held out"
+    assert values_of(rows, "ndcg@10 all", variant=name) == [0.2] * 3
 
 
 def test_an_unknown_variant_is_refused():

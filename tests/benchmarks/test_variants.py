@@ -5,6 +5,9 @@ import pytest
 
 from benchmarks import ablation, teacher, variants
 from benchmarks.rows import Results, values_of
+from jobs.command import command
+from jobs.distill import Distill
+from jobs.presets import PRESETS
 from recsys.files import write_json
 
 REPORT = {
@@ -34,6 +37,14 @@ def test_a_variant_that_changes_nothing_is_left_out():
         {"preset": (), "width=192": ("--model.width", "192"), "width=8": ("--model.width", "8")},
     )
     assert list(chosen) == ["preset", "width=8"]
+
+
+@pytest.mark.parametrize("dataset", ["synthetic", "movielens-1m", "amazon-sports"])
+def test_a_student_of_its_teachers_shape_and_training(dataset):
+    preset, asked = PRESETS[variants.preset_name(dataset)], []
+    words = [variants.preset_name(dataset), *variants.teacher_as_student(dataset)]
+    assert command(Distill.from_preset, asked.append, words) == 0
+    assert (asked[0].model, asked[0].train) == (preset.teacher, preset.train)
 
 
 @pytest.fixture
