@@ -9,15 +9,16 @@ writes the table between the markers `compression-<dataset>` of the README.
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from benchmarks import students
 from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
-from benchmarks.variants import RUNS, job, preset_name, spread
+from benchmarks.variants import RUNS, preset_name, spread
 from jobs.recipes import NAMED
 from recsys.evaluate.report import readable_bytes
 from recsys.files import read_json
@@ -89,6 +90,8 @@ def main(options: Options) -> None:
 def measure(results: Results, options: Options) -> None:
     """Compresses one student of each seed, unless that is done."""
     made = students.material(options)
+    if options.targets is not None:
+        made = replace(made, targets=options.targets)
     preset = preset_name(options.dataset)
     for seed in options.seeds:
         directory = RUNS / options.dataset / BENCHMARK / str(seed)
@@ -99,7 +102,7 @@ def measure(results: Results, options: Options) -> None:
         subject = Subject(options.dataset, "recsys", STUDENT, seed)
         line = shlex.join(["python", "-m", "jobs.distill", *words])
         if not results.has(subject, line):
-            results.put(subject, line, values(student))
+            results.put(subject, line, values(read_json(student / "report.json")))
         model = load_model(student).config
         if not isinstance(model, TransformerConfig):
             raise ValueError(f"{student} is no transformer, which these recipes are for")
@@ -110,19 +113,11 @@ def measure(results: Results, options: Options) -> None:
             if results.has(subject, line):
                 continue
             output = directory / recipe.replace(" ", ",")
-            places = {
-                "dataset": made.dataset,
-                "model": student,
-                "targets": options.targets or made.targets,
-                "output": output,
-            }
-            job("compress", [*words, *(w for k, v in places.items() for w in (f"--{k}", str(v)))])
-            results.put(subject, line, values(output))
+            results.put(subject, line, values(students.compress(words, made, student, output)))
 
 
-def values(directory: Path) -> dict[str, tuple[float, str]]:
+def values(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     """Returns value and unit of what is kept of a model's report."""
-    report = read_json(directory / "report.json")
     return {
         METRIC: (report[METRIC], ""),
         "size_bytes": (report["size_bytes"], "bytes"),

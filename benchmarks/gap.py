@@ -1,18 +1,20 @@
 """What distillation is worth at every size: `python -m benchmarks.gap amazon-beauty --log LOG`.
 
-Students of 5, 10, 25 and 50 % of the teacher's bytes, alone and distilled: the same shape, epochs
-and learning rate, both without tuning. The gap that is closed is (distilled - alone) / (teacher -
-alone), of means over the seeds, NDCG@10 on test. Rows go to benchmarks/results/gap.json; `--readme`
-draws benchmarks/results/gap-<dataset>.png and writes the table between the markers `gap-<dataset>`
-of the README.
+Students of at most 5, 10, 25 and 50 % of the teacher's bytes and of its width, alone and distilled:
+the same shape, epochs and learning rate, both without tuning, both stored in eight bits where the
+teacher has its 32. The gap that is closed is (distilled - alone) / (teacher - alone), of means over
+the seeds, NDCG@10 on test. Rows go to benchmarks/results/gap.json; `--readme` draws
+benchmarks/results/gap-<dataset>.png and writes the table between the markers `gap-<dataset>` of the
+README.
 """
 
 import math
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,16 +27,16 @@ from jobs.presets import PRESETS
 from recsys.compress.graph import serving_graph
 from recsys.data.sequences import Dataset
 from recsys.evaluate.report import readable_bytes
-from recsys.files import read_json
-from recsys.models import StudentConfig, build
+from recsys.models import StudentConfig, build, load_model
 from recsys.models.transformer import TransformerConfig
 from recsys.search.space import shaped
 
 BENCHMARK = "gap"
 EXPANSION = 2
+PRECISION = "int8"
 WIDTHS = (*range(4, 64, 2), *range(64, 513, 8))
 METRIC = "ndcg@10"
-ALONE = "student-alone"
+STUDENT, ALONE = "student", "student-alone"
 COLORS = {"distilled": "#1f5fbf", "alone": "#9aa5b1", "teacher": "#b3261e"}
 
 
@@ -66,32 +68,49 @@ def measure(results: Results, options: Options) -> None:
     """Trains and measures what is not measured yet; seed after seed, so that all get one first."""
     made = students.material(options)
     num_rows, teacher = Dataset.open(made.dataset).num_items_with_padding, made.report
-    student = PRESETS[preset_name(options.dataset)].student
+    widest = load_model(made.teacher).config.width
+    preset = preset_name(options.dataset)
     shapes = {
-        share: shape_flags(largest(student, num_rows, share * teacher["size_bytes"]))
-        for share in options.shares
+        shape_flags(largest(PRESETS[preset].student, num_rows, limit, widest)): share
+        for share in sorted(options.shares, reverse=True)  # of the same shape the smallest
+        for limit in [share * teacher["size_bytes"]]
     }
     for seed in options.seeds:
-        for share, shape in shapes.items():
-            flags = (*shape, *options.flags)
-            words = students.student_words(options, flags, seed)
+        for shape, share in sorted(shapes.items(), key=lambda item: item[1]):
+            words = students.student_words(options, (*shape, *options.flags), seed)
+            compression = [preset, "--recipe", PRECISION]
             line = shlex.join(["python", "-m", "jobs.distill", *words, "--alone", ALONE])
+            line += " && " + shlex.join(["python", "-m", "jobs.compress", *compression])
             subject = Subject(options.dataset, "recsys", f"size={share:.0%}", seed)
             if results.has(subject, line):
                 continue
             directory = RUNS / options.dataset / BENCHMARK / f"{share:.0%}" / str(seed)
-            report = students.distill(words, made, directory / "student", directory / ALONE)
-            alone = read_json(directory / ALONE / "report.json")
-            values = {**students.cost_and_accuracy(report), f"alone_{METRIC}": (alone[METRIC], "")}
-            values[f"teacher_{METRIC}"] = (teacher[METRIC], "")
-            closed = gap_closed(report[METRIC], alone[METRIC], teacher[METRIC])
-            if math.isfinite(closed):
-                values["gap_closed"] = (closed, "")
-            results.put(subject, line, values)
+            students.distill(words, made, directory / STUDENT, directory / ALONE)
+            distilled, alone = (
+                students.compress(compression, made, directory / name, directory / f"small-{name}")
+                for name in (STUDENT, ALONE)
+            )
+            results.put(subject, line, _values(distilled, alone, teacher))
 
 
-def largest(student: StudentConfig, num_rows: int, limit: float) -> StudentConfig:
+def _values(
+    distilled: Mapping[str, Any], alone: Mapping[str, Any], teacher: Mapping[str, Any]
+) -> dict[str, tuple[float, str]]:
+    """Returns value and unit of what is kept of three reports."""
+    values = {
+        **students.cost_and_accuracy(distilled),
+        f"alone_{METRIC}": (alone[METRIC], ""),
+        f"teacher_{METRIC}": (teacher[METRIC], ""),
+    }
+    closed = gap_closed(distilled[METRIC], alone[METRIC], teacher[METRIC])
+    return {**values, "gap_closed": (closed, "")} if math.isfinite(closed) else values
+
+
+def largest(student: StudentConfig, num_rows: int, limit: float, widest: int) -> StudentConfig:
     """Returns the widest student whose serving graph has at most `limit` bytes.
+
+    Args:
+        widest: its width at most.
 
     Raises:
         ValueError: the narrowest has more.
@@ -100,7 +119,7 @@ def largest(student: StudentConfig, num_rows: int, limit: float) -> StudentConfi
     for width in WIDTHS:
         config = shaped(student, width, student.num_layers, EXPANSION)
         weights = {k: w.numpy() for k, w in build(config, num_rows).state_dict().items()}
-        if serving_graph(config, weights, "float32").ByteSize() > limit:
+        if width > widest or serving_graph(config, weights, PRECISION).ByteSize() > limit:
             break
         best = config
     if best is None:

@@ -71,6 +71,18 @@ def distill(
     return read_json(output / "report.json")
 
 
+def compress(words: list[str], learned_from: Material, student: Path, output: Path) -> dict:
+    """Compresses a student, unless that is done, and returns the report of what it becomes."""
+    places = {
+        "dataset": learned_from.dataset,
+        "model": student,
+        "targets": learned_from.targets,
+        "output": output,
+    }
+    job("compress", [*words, *(w for k, v in places.items() for w in (f"--{k}", str(v)))])
+    return read_json(output / "report.json")
+
+
 def cost_and_accuracy(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     """Returns value and unit of what is kept of a report."""
     return {**values(report), "size_bytes": (report["size_bytes"], "bytes")}

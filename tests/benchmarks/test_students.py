@@ -1,5 +1,6 @@
 import shlex
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,7 @@ from jobs.command import command
 from jobs.distill import Distill
 from jobs.presets import PRESETS
 from recsys.compress.graph import serving_graph
-from recsys.files import write_json
+from recsys.files import read_json, write_json
 from recsys.models import build
 
 NUM_ROWS = 300
@@ -45,16 +46,24 @@ def trained(monkeypatch, tmp_path):
 
     def distill(arguments, made, output, alone=None):
         words.append(shlex.join(arguments))
-        if alone:
-            alone.mkdir(parents=True, exist_ok=True)
-            write_json(alone / "report.json", {**TEACHER, "ndcg@10": 0.1})
-        return {**TEACHER, "ndcg@10": 0.25 + parsed(arguments).train.seed / 10}
+        report = {**TEACHER, "ndcg@10": 0.25 + parsed(arguments).train.seed / 10}
+        for directory, ndcg in ((output, report["ndcg@10"]), (alone, 0.1)):
+            if directory:
+                directory.mkdir(parents=True, exist_ok=True)
+                write_json(directory / "report.json", {**report, "ndcg@10": ndcg})
+        return report
 
     write_json(tmp_path / "report.json", TEACHER)
     made = Material(dataset=tmp_path, teacher=tmp_path, targets=tmp_path)
     for module in (gap, distill_losses):
         monkeypatch.setattr(module, "RUNS", tmp_path)
+
+    def compress(_, made, student, output):
+        report = read_json(student / "report.json")
+        return {**report, "size_bytes": report["size_bytes"] // 4}
+
     monkeypatch.setattr(students, "distill", distill)
+    monkeypatch.setattr(students, "compress", compress)
     monkeypatch.setattr(students, "material", lambda _: made)
     return words
 
@@ -71,13 +80,17 @@ def test_losses_are_measured_once(trained, tmp_path):
 
 
 def test_the_gap_is_of_means_over_seeds(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(gap.Dataset, "open", lambda _: type("", (), {"num_items_with_padding": 9}))
+    monkeypatch.setattr(gap.Dataset, "open", lambda _: SimpleNamespace(num_items_with_padding=9))
+    teacher = SimpleNamespace(config=SimpleNamespace(width=96))
+    monkeypatch.setattr(gap, "load_model", lambda _: teacher)
     results = Results("gap", tmp_path)
-    options = gap.Options(dataset="synthetic", shares=(0.1, 0.5), seeds=(0, 1))
+    # A student as wide as the teacher has less than a quarter of its bytes.
+    options = gap.Options(dataset="synthetic", shares=(0.05, 0.25, 0.5), seeds=(0, 1))
     for _ in range(2):
         gap.measure(results, options)
     assert len(trained) == 4
-    assert "10% | 390.6 KiB | 0.1000 ± 0.0000 | 0.3000 ± 0.0707 | 0.3000 | 100% | 2 |" in (
+    assert [parsed(shlex.split(words)).model.width for words in trained] == [40, 96] * 2
+    assert "5% | 97.7 KiB | 0.1000 ± 0.0000 | 0.3000 ± 0.0707 | 0.3000 | 100% | 2 |" in (
         gap.markdown(results.rows())
     )
     monkeypatch.setattr(gap, "RESULTS", tmp_path)
@@ -93,21 +106,22 @@ def test_the_gap_by_hand():
 @pytest.mark.parametrize("preset", ["quickstart", "amazon-beauty"])
 def test_the_widest_student_fits_and_the_next_does_not(preset):
     student = PRESETS[preset].student
-    found = gap.largest(student, NUM_ROWS, 100_000)
+    found = gap.largest(student, NUM_ROWS, 100_000, 512)
     wider = gap.WIDTHS[gap.WIDTHS.index(found.width) + 1]
     sizes = [
         serving_graph(
             config,
             {k: w.numpy() for k, w in build(config, NUM_ROWS).state_dict().items()},
-            "float32",
+            gap.PRECISION,
         ).ByteSize()
         for config in (found, gap.shaped(student, wider, student.num_layers, gap.EXPANSION))
     ]
     assert sizes[0] <= 100_000 < sizes[1]
+    assert gap.largest(student, NUM_ROWS, 100_000, found.width - 1).width < found.width
     flags = gap.shape_flags(found)
     assert parsed([preset, *flags]).model == replace(found, dropout=student.dropout)
 
 
 def test_a_size_that_no_student_has_is_refused():
     with pytest.raises(ValueError, match=r"no student has at most 1\.0 KiB"):
-        gap.largest(PRESETS["quickstart"].student, NUM_ROWS, 1000)
+        gap.largest(PRESETS["quickstart"].student, NUM_ROWS, 1000, 512)
