@@ -7,7 +7,6 @@ writes the table between the markers `article` of the README.
 """
 
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,8 @@ import pyarrow as pa
 import tyro
 from safetensors.torch import load_file, save_file
 
-from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
+from benchmarks.command import command
+from benchmarks.rows import Results, Row, Subject, table, values_of
 from benchmarks.variants import RUNS
 from recsys.compress.text import compress
 from recsys.data.read import read_table
@@ -64,18 +64,6 @@ class Options:
     def __post_init__(self) -> None:
         if not self.readme and (self.dataset not in COLUMNS or self.items is None):
             raise ValueError(f"give one of {', '.join(COLUMNS)}, and its --items")
-
-
-def main(options: Options) -> None:
-    """Trains what is not measured yet, and prints the table."""
-    results = Results(BENCHMARK)
-    if not options.readme:
-        for seed in options.seeds:
-            Case(results, options, seed).measure()
-    text = markdown(results.rows())
-    print(text)
-    if options.readme:
-        write_block(BENCHMARK, text)
 
 
 def texts_of(dataset: str, items: pa.Table) -> LabelledTexts:
@@ -143,6 +131,12 @@ class Case:
         return Subject(self.options.dataset, "recsys", variant, self.seed), command
 
 
+def measure(results: Results, options: Options) -> None:
+    """Trains and measures what is not measured yet."""
+    for seed in options.seeds:
+        Case(results, options, seed).measure()
+
+
 def markdown(rows: Sequence[Row]) -> str:
     """Returns means over the seeds, beside what the article says."""
     datasets = [name for name in COLUMNS if any(row.dataset == name for row in rows)]
@@ -182,7 +176,4 @@ def _kept(mean: Mapping[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, prog=f"python -m benchmarks.{BENCHMARK}"))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(BENCHMARK, Options, measure, markdown)

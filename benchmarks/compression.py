@@ -8,16 +8,14 @@ writes the table between the markers `compression-<dataset>` of the README.
 
 import shlex
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from benchmarks import students
-from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
+from benchmarks.command import command
+from benchmarks.rows import Results, Row, Subject, table, values_of
 from benchmarks.variants import RUNS, preset_name, spread
 from jobs.recipes import NAMED
 from recsys.evaluate.report import readable_bytes
@@ -74,17 +72,6 @@ def recipes(model: TransformerConfig) -> list[str]:
         f"{smaller} int4{RECOVERED}",
         *NAMED,
     ]
-
-
-def main(options: Options) -> None:
-    """Compresses and measures what is not measured yet, and prints the table."""
-    results = Results(BENCHMARK)
-    if not options.readme:
-        measure(results, options)
-    text = markdown([row for row in results.rows() if row.dataset == options.dataset])
-    print(text)
-    if options.readme:
-        write_block(f"{BENCHMARK}-{options.dataset}", text)
 
 
 def measure(results: Results, options: Options) -> None:
@@ -151,7 +138,4 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, prog=f"python -m benchmarks.{BENCHMARK}"))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(BENCHMARK, Options, measure, markdown)

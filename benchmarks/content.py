@@ -10,7 +10,6 @@ the markers `content-<dataset>` of the README.
 """
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 
 import tyro
 
-from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
+from benchmarks.command import command
+from benchmarks.rows import Results, Row, Subject, table, values_of
 from benchmarks.students import Material, distill
 from benchmarks.variants import (
     METRICS,
@@ -87,25 +87,19 @@ class Options:
         return RUNS / self.dataset / BENCHMARK / self.held_out.replace(" ", "-")
 
 
-def main(options: Options) -> None:
-    """Trains what is not measured yet, and prints the table."""
-    results = Results(BENCHMARK)
-    if not options.readme:
-        for seed in options.seeds:
-            for variant in options.only:
-                measure(results, options, variant, seed)
-        for variant in options.only if options.ensemble or options.taught else ():
-            measure_ensemble(results, options, variant)
-        for seed in options.seeds if options.taught else ():
-            for variant in options.only:
-                measure_taught(results, options, variant, seed)
-    text = markdown([row for row in results.rows() if row.dataset == options.dataset])
-    print(text)
-    if options.readme:
-        write_block(f"{BENCHMARK}-{options.dataset}", text)
+def measure(results: Results, options: Options) -> None:
+    """Trains and measures what is not measured yet; seed after seed, so that all get one first."""
+    for seed in options.seeds:
+        for variant in options.only:
+            measure_alone(results, options, variant, seed)
+    for variant in options.only if options.ensemble or options.taught else ():
+        measure_ensemble(results, options, variant)
+    for seed in options.seeds if options.taught else ():
+        for variant in options.only:
+            measure_taught(results, options, variant, seed)
 
 
-def measure(results: Results, options: Options, variant: str, seed: int) -> None:
+def measure_alone(results: Results, options: Options, variant: str, seed: int) -> None:
     """Trains and measures a variant on a seed, unless that is done."""
     subject = Subject(options.dataset, "recsys", f"{variant}; {options.held_out}", seed)
     preparation = [options.dataset, "--cold-items", f"{options.cold_items:g}"]
@@ -183,7 +177,4 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, prog=f"python -m benchmarks.{BENCHMARK}"))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(BENCHMARK, Options, measure, markdown)

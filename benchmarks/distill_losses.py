@@ -6,16 +6,14 @@ Test metrics, full ranking, seen items removed. Rows go to benchmarks/results/di
 """
 
 import shlex
-import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import tyro
-
 from benchmarks import students
-from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
+from benchmarks.command import command
+from benchmarks.rows import Results, Row, Subject, table, values_of
 from benchmarks.students import Material
 from benchmarks.variants import METRICS, RUNS, spread
 from recsys.distill.objective import Soft
@@ -48,17 +46,6 @@ class Options(students.Options):
         unknown = set(self.only) - set(VARIANTS)
         if unknown:
             raise ValueError(f"no loss {', '.join(sorted(unknown))}; known: {list(VARIANTS)}")
-
-
-def main(options: Options) -> None:
-    """Trains what is not measured yet, and prints the table."""
-    results = Results(BENCHMARK)
-    if not options.readme:
-        measure(results, options)
-    text = markdown([row for row in results.rows() if row.dataset == options.dataset])
-    print(text)
-    if options.readme:
-        write_block(f"{BENCHMARK}-{options.dataset}", text)
 
 
 def measure(results: Results, options: Options) -> None:
@@ -97,7 +84,4 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, prog=f"python -m benchmarks.{BENCHMARK}"))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(BENCHMARK, Options, measure, markdown)

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from safetensors.torch import load_file, save_file
 
-from benchmarks.rows import ROOT, Results, Row, Subject, table, write_block
+from benchmarks.command import command
+from benchmarks.rows import ROOT, Results, Row, Subject, table
 from benchmarks.systems.answer import CONFIG, WEIGHTS, Answer, Question, recommender
 from benchmarks.variants import RUNS
 from recsys.checkpoint import GRAPH
@@ -71,19 +71,13 @@ class Options:
             raise ValueError(f"no engine {', '.join(sorted(unknown))}; known: {list(CONTENDERS)}")
 
 
-def main(options: Options) -> None:
-    """Measures what is not measured yet, and prints the table."""
-    results = Results(BENCHMARK)
-    if not options.readme:
-        for num_items in options.num_items:
-            measure(results, options, num_items)
-    text = markdown(results.rows())
-    print(text)
-    if options.readme:
-        write_block(BENCHMARK, text)
+def measure(results: Results, options: Options) -> None:
+    """Measures what is not measured yet."""
+    for num_items in options.num_items:
+        measure_catalogue(results, options, num_items)
 
 
-def measure(results: Results, options: Options, num_items: int) -> None:
+def measure_catalogue(results: Results, options: Options, num_items: int) -> None:
     """Measures the engines over one catalogue; they take turns for each number of threads."""
     reference: Answer | None = None
     for threads in options.threads:
@@ -230,7 +224,4 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, prog=f"python -m benchmarks.{BENCHMARK}"))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(BENCHMARK, Options, measure, markdown)

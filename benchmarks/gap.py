@@ -11,17 +11,16 @@ README.
 import math
 import shlex
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks import students
-from benchmarks.rows import RESULTS, Results, Row, Subject, table, values_of, write_block
+from benchmarks.command import command
+from benchmarks.rows import RESULTS, Results, Row, Subject, table, values_of
 from benchmarks.variants import RUNS, preset_name, spread
 from jobs.presets import PRESETS
 from recsys.compress.graph import serving_graph
@@ -48,20 +47,6 @@ class Options(students.Options):
     """Sizes of students, as shares of the teacher's."""
     flags: tuple[str, ...] = ()
     """Further flags of jobs.distill, one word each."""
-
-
-def main(options: Options) -> None:
-    """Trains what is not measured yet, and prints the table."""
-    results = Results(BENCHMARK)
-    if not options.readme:
-        measure(results, options)
-    rows = [row for row in results.rows() if row.dataset == options.dataset]
-    text = markdown(rows)
-    print(text)
-    if options.readme:
-        name = f"{BENCHMARK}-{options.dataset}"
-        draw(rows, name)
-        write_block(name, f"{text}\n\n![{name}](benchmarks/results/{name}.png)")
 
 
 def measure(results: Results, options: Options) -> None:
@@ -91,6 +76,7 @@ def measure(results: Results, options: Options) -> None:
                 for name in (STUDENT, ALONE)
             )
             results.put(subject, line, _values(distilled, alone, teacher))
+    draw([row for row in results.rows() if row.dataset == options.dataset])
 
 
 def _values(
@@ -145,7 +131,8 @@ def gap_closed(distilled: float, alone: float, teacher: float) -> float:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Returns means over the seeds, and the share of the gap between them that is closed."""
+    """Returns means over the seeds, the share of the gap between them that is closed, and the
+    picture."""
     lines = []
     for name in dict.fromkeys(row.variant for row in rows):
         distilled, alone, teacher, size = (
@@ -157,11 +144,15 @@ def markdown(rows: Sequence[Row]) -> str:
         size_cell = readable_bytes(round(statistics.mean(size)))
         lines.append([name.removeprefix("size="), size_cell, *cells, f"{len(distilled)}"])
     head = ["size", "bytes", "alone", "distilled", "teacher", "of the gap", "seeds"]
-    return table(head, lines)
+    return f"{table(head, lines)}\n\n![size and accuracy](benchmarks/results/{_picture(rows)})"
 
 
-def draw(rows: Sequence[Row], file: str) -> None:
-    """Draws accuracy against size, alone, distilled and the teacher's."""
+def _picture(rows: Sequence[Row]) -> str:
+    return f"{BENCHMARK}-{rows[0].dataset}.png"
+
+
+def draw(rows: Sequence[Row]) -> None:
+    """Draws accuracy against size, alone, distilled and the teacher's, of one data set."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -177,11 +168,8 @@ def draw(rows: Sequence[Row], file: str) -> None:
     axes.set_ylabel("NDCG@10 on test")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(RESULTS / f"{file}.png", dpi=130)
+    figure.savefig(RESULTS / _picture(rows), dpi=130)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, prog=f"python -m benchmarks.{BENCHMARK}"))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(BENCHMARK, Options, measure, markdown)

@@ -20,10 +20,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-import tyro
 from onnx import TensorProto, helper
 
-from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
+from benchmarks.command import command
+from benchmarks.rows import Results, Row, Subject, table, values_of
 from recsys.compress.codebook import kmeans, nearest
 from recsys.compress.graph import IR_VERSION, OPSET
 from recsys.compress.quantize import quantize, to_bytes
@@ -228,7 +228,7 @@ def bytes_per_second() -> float:
     return values.nbytes / min(seconds)
 
 
-def measure(
+def timed(
     search: Search, states_QD: np.ndarray, expected_QK: np.ndarray
 ) -> tuple[float, float, float]:
     """Returns p50 and p99 in milliseconds, and the share of the expected items that is found."""
@@ -249,19 +249,13 @@ def best(table_VD: np.ndarray, states_QD: np.ndarray) -> np.ndarray:
     return np.stack([np.argpartition(table_VD @ s, -LIST_LENGTH)[-LIST_LENGTH:] for s in states_QD])
 
 
-def main(options: Options) -> None:
-    """Measures what is not measured yet, and prints the table."""
-    results = Results(BENCHMARK)
-    if not options.readme:
-        for num_items in options.num_items:
-            run(results, options, num_items)
-    text = markdown(results.rows())
-    print(text)
-    if options.readme:
-        write_block(BENCHMARK, text)
+def measure(results: Results, options: Options) -> None:
+    """Measures what is not measured yet."""
+    for num_items in options.num_items:
+        measure_catalogue(results, options, num_items)
 
 
-def run(results: Results, options: Options, num_items: int) -> None:
+def measure_catalogue(results: Results, options: Options, num_items: int) -> None:
     """Measures all forms over one catalogue."""
     line = f"python -m benchmarks.scoring --num-items {num_items} --width {options.width}"
     subjects = {form: Subject(f"{num_items:,} items", "recsys", form, 0) for form in FORMS}
@@ -275,7 +269,7 @@ def run(results: Results, options: Options, num_items: int) -> None:
         print(f"{num_items:,} items, {form} ...", file=sys.stderr)
         search, size = search_of(form, items)
         expected_QK = coded_QK if form in (ROWS, CODES, PRUNED) else exact_QK
-        p50, p99, recall = measure(search, items.states_QD, expected_QK)
+        p50, p99, recall = timed(search, items.states_QD, expected_QK)
         values = {
             "p50": (p50, "ms"),
             "p99": (p99, "ms"),
@@ -309,4 +303,4 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog=f"python -m benchmarks.{BENCHMARK}"))
+    command(BENCHMARK, Options, measure, markdown)

@@ -29,9 +29,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 import tyro
 
+from benchmarks.command import run
 from benchmarks.operations import peak_operations_per_second, step_operations
 from benchmarks.peers import RECBOLE, RECSYS, RECTOOLS, System, train
-from benchmarks.rows import Results, Row, Subject, table, values_of, write_block
+from benchmarks.rows import Results, Row, Subject, table, values_of
 from benchmarks.systems.work import Quality, Speed, Work
 from benchmarks.variants import RUNS, prepare
 from recsys.data.sequences import Dataset
@@ -320,15 +321,15 @@ def _median_and_range(values: Sequence[float]) -> str:
     return f"{middle} ({min(values):,.0f}-{max(values):,.0f})" if len(values) > 1 else middle
 
 
+def measure(results: Results, options: Options) -> None:
+    """Measures what is not measured yet."""
+    Bench(options, prepare(options.dataset, options.log), results).run()
+
+
 def main(options: Options) -> None:
     """Measures, and prints the table of what is measured so far."""
     results = Results(BENCHMARK, RUNS / "quick") if options.quick else Results(BENCHMARK)
-    if not options.readme:
-        Bench(options, prepare(options.dataset, options.log), results).run()
-    text = markdown([row for row in results.rows() if row.dataset == options.dataset])
-    print(text)
-    if options.readme:
-        write_block(f"{BENCHMARK}-{options.dataset}", text)
+    run(results, options, measure, markdown)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from typing import Any
 
 import tyro
 
-from benchmarks.rows import ROOT, Results, Row, Subject, table, values_of, write_block
+from benchmarks.command import run
+from benchmarks.rows import ROOT, Results, Row, Subject, table, values_of
 from jobs.command import command
 from jobs.presets import PRESETS
 from jobs.train import Train
@@ -78,13 +79,7 @@ def main(benchmark: str, variants: Mapping[str, Variants]) -> None:
     chosen = different(options.dataset, variants[options.dataset])
     if options.only:
         chosen = {name: flags for name, flags in chosen.items() if name in options.only}
-    if not options.readme:
-        run(results, options, chosen)
-    rows = [row for row in results.rows() if row.dataset == options.dataset]
-    text = markdown(rows)
-    print(text)
-    if options.readme:
-        write_block(f"{benchmark}-{options.dataset}", text)
+    run(results, options, lambda results, options: measure(results, options, chosen), markdown)
 
 
 def different(dataset: str, variants: Variants) -> Variants:
@@ -101,7 +96,7 @@ def different(dataset: str, variants: Variants) -> Variants:
     return chosen
 
 
-def run(results: Results, options: Options, variants: Variants) -> None:
+def measure(results: Results, options: Options, variants: Variants) -> None:
     """Trains and measures what is not measured yet; seed after seed, so that all get one first."""
     for seed in options.seeds:
         for name, flags in variants.items():

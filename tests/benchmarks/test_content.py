@@ -1,6 +1,7 @@
 import pytest
 
 from benchmarks import content, variants
+from benchmarks.command import run
 from benchmarks.rows import Results, values_of
 from recsys.files import write_json
 
@@ -27,7 +28,6 @@ def asked(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(content, "train", lambda words, *_: jobs.append(["train"]) or REPORT)
     monkeypatch.setattr(content, "RUNS", tmp_path)
-    monkeypatch.setattr(content, "Results", lambda name: Results(name, tmp_path))
     return jobs
 
 
@@ -41,7 +41,7 @@ def test_variants_and_their_ensemble_are_measured_once(asked, tmp_path, capsys):
         ensemble=True,
     )
     for _ in range(2):
-        content.main(options)
+        run(Results("content", tmp_path), options, content.measure, content.markdown)
     assert [words[0] for words in asked] == ["prepare", "train", "prepare", "train", "ensemble"]
     home = tmp_path / "amazon-beauty" / "content" / "5%-of-items-held-out"
     members = [str(home / "ids" / seed) for seed in "01"]
@@ -58,7 +58,7 @@ def test_an_ensemble_teaches_models_of_the_same_shape(asked, tmp_path):
         dataset="amazon-beauty", log="log", items="items", only=("ids and text",), taught=True
     )
     for _ in range(2):
-        content.main(options)
+        run(Results("content", tmp_path), options, content.measure, content.markdown)
     assert [words[0] for words in asked[-4:]] == ["ensemble", *["distill"] * 3]
     _, words, learns_from, output = asked[-1]
     assert {"--model.width", "--model.content", "--train.seed"} < set(words)

@@ -28,7 +28,7 @@ def test_rows_are_written_once(tmp_path):
     results = Results("scoring", tmp_path)
     options = scoring.Options(num_items=(700,), num_queries=3)
     for _ in range(2):
-        scoring.run(results, options, 700)
+        scoring.measure_catalogue(results, options, 700)
     recalls = values_of(results.rows(), "recall@10")
     assert len(recalls) == len(scoring.FORMS)
     assert values_of(results.rows(), "recall@10", variant="fp32") == [1.0]

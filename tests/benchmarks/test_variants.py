@@ -66,18 +66,18 @@ def test_what_is_measured_is_not_trained_again(trained, tmp_path):
     results = Results("ablation", tmp_path)
     some = {"preset": (), "dropout=0.1": ("--model.dropout", "0.1")}
     options = variants.Options(dataset="synthetic", seeds=(0, 1))
-    variants.run(results, options, some)
+    variants.measure(results, options, some)
     assert trained == [
         "quickstart --train.seed 0",
         "quickstart --model.dropout 0.1 --train.seed 0",
         "quickstart --train.seed 1",
         "quickstart --model.dropout 0.1 --train.seed 1",
     ]
-    variants.run(results, options, some)
+    variants.measure(results, options, some)
     assert len(trained) == 4
-    variants.run(results, variants.Options(dataset="synthetic", seeds=(2,)), some)
+    variants.measure(results, variants.Options(dataset="synthetic", seeds=(2,)), some)
     assert len(trained) == 6
-    variants.run(results, variants.Options(dataset="synthetic", seeds=(2,), again=True), some)
+    variants.measure(results, variants.Options(dataset="synthetic", seeds=(2,), again=True), some)
     assert len(trained) == 8
     assert values_of(results.rows(), "ndcg@10", variant="preset") == pytest.approx(
         [0.2, 0.21, 0.22]
@@ -86,7 +86,7 @@ def test_what_is_measured_is_not_trained_again(trained, tmp_path):
 
 def test_the_table_has_mean_and_spread_and_the_command(trained, tmp_path):
     results = Results("ablation", tmp_path)
-    variants.run(results, variants.Options(dataset="synthetic"), {"preset": ()})
+    variants.measure(results, variants.Options(dataset="synthetic"), {"preset": ()})
     last = variants.markdown(results.rows()).splitlines()[-1]
     assert last == (
         "| preset | 0.2100 ± 0.0100 | 0.4000 ± 0.0000 | 3 | 10 "
@@ -113,7 +113,7 @@ def test_the_seeds_of_a_variant_are_an_ensemble_too(trained, tmp_path, monkeypat
         member.mkdir(parents=True)
         write_json(member / "report.json", REPORT)
     for _ in range(2):
-        variants.run(results, options, {"preset": ()})
+        variants.measure(results, options, {"preset": ()})
     assert len(asked) == 1
     assert asked[0][:6] == ["ensemble", "quickstart", "--members", *map(str, members)]
     name = "preset, ensemble of 3"

@@ -1,0 +1,44 @@
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import rows
+from benchmarks.command import command, run
+from benchmarks.rows import Results, Subject, values_of
+
+
+def measure(results, options):
+    for dataset, value in (("synthetic", 1.0), ("yelp", 2.0)):
+        results.put(Subject(dataset, "recsys", "preset", 0), "it", {"ndcg@10": (value, "")})
+
+
+def markdown(of_rows):
+    return f"mean {sum(values_of(of_rows, 'ndcg@10')) / len(of_rows)}"
+
+
+def test_the_table_is_of_the_data_set_that_is_asked_about(tmp_path, capsys):
+    results = Results("some", tmp_path)
+    run(results, SimpleNamespace(readme=False, dataset="yelp"), measure, markdown)
+    assert capsys.readouterr().out == "mean 2.0\n"
+    run(results, SimpleNamespace(readme=False), measure, markdown)
+    assert capsys.readouterr().out == "mean 1.5\n"
+
+
+def test_for_the_readme_nothing_is_measured(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- some-yelp -->\n<!-- /some-yelp -->\n")
+    monkeypatch.setattr(rows, "README", readme)
+    results = Results("some", tmp_path)
+    measure(results, None)
+    options = SimpleNamespace(readme=True, dataset="yelp")
+    run(results, options, lambda *_: pytest.fail("it measures"), markdown)
+    assert readme.read_text() == "<!-- some-yelp -->\nmean 2.0\n<!-- /some-yelp -->\n"
+
+
+def test_what_a_user_can_cause_is_one_line(monkeypatch):
+    def refused():
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr("sys.argv", ["some"])
+    with pytest.raises(SystemExit, match="error: no such thing"):
+        command("some", refused, measure, markdown)
