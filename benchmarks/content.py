@@ -39,10 +39,14 @@ VARIANTS = {
     "ids and text, half of the ids left out": (*TEXT, "--model.id-dropout", "0.5"),
     "ids and text, the encoder learns": (*TEXT, "--model.num-read", "32"),
 }
-LEARNS = ("--distill.soft-weight", "0.9", "--model.dropout", "0.3")
-"""What a model that the ensemble teaches has otherwise: labels that are soft keep it from learning
+TAUGHT = {
+    "--distill.soft-weight": "0.9",
+    "--model.dropout": "0.3",
+    "--train.epochs": "16",
+    "--train.evaluate-every": "2",
+}
+"""Where a model that the ensemble teaches is unlike its members: soft labels keep it from learning
 by heart, too."""
-BRIEFLY = ("--train.epochs", "16", "--train.evaluate-every", "2")
 PARTS = ("all", "cold", "warm")
 
 
@@ -139,8 +143,11 @@ def measure_taught(results: Results, options: Options, variant: str, seed: int) 
     teacher = ensemble_of(variant, options)
     name = f"{variant}, taught by the ensemble"
     subject = Subject(options.dataset, "recsys", f"{name}; {options.held_out}", seed)
-    flags = (*teacher_as_student(options.dataset), *VARIANTS[variant], *LEARNS, *BRIEFLY)
-    words = train_words(options.dataset, flags, options.num_workers, seed)
+    flags = {**teacher_as_student(options.dataset), **TAUGHT}
+    flag_words = (word for flag in flags.items() for word in flag)
+    words = train_words(
+        options.dataset, (*VARIANTS[variant], *flag_words), options.num_workers, seed
+    )
     line = shlex.join(["python", "-m", "jobs.distill", *words])
     if results.has(subject, line):
         return

@@ -144,21 +144,20 @@ def train_words(
     return [preset_name(dataset), *flags, *workers, "--train.seed", str(seed)]
 
 
-def teacher_as_student(dataset: str) -> list[str]:
-    """Returns the flags of `jobs.distill` that give the student the shape and the training of the
+def teacher_as_student(dataset: str) -> dict[str, str]:
+    """Returns the flags, and their values, of `jobs.distill` that give the student the shape and the training of the
     preset's teacher."""
     preset = PRESETS[preset_name(dataset)]
     pairs = {
         "model": (preset.teacher, preset.student),
         "train": (preset.train, preset.train_student),
     }
-    return [
-        word
+    return {
+        f"--{group}.{name.replace('_', '-')}": f"{value}"
         for group, (wanted, default) in pairs.items()
         for name, value in to_json(wanted).items()
         if value != to_json(default).get(name)
-        for word in (f"--{group}.{name.replace('_', '-')}", f"{value}")
-    ]
+    }
 
 
 def prepare(dataset: str, log: str | None) -> Path:

@@ -42,7 +42,8 @@ def test_a_variant_that_changes_nothing_is_left_out():
 @pytest.mark.parametrize("dataset", ["synthetic", "movielens-1m", "amazon-sports"])
 def test_a_student_of_its_teachers_shape_and_training(dataset):
     preset, asked = PRESETS[variants.preset_name(dataset)], []
-    words = [variants.preset_name(dataset), *variants.teacher_as_student(dataset)]
+    flags = variants.teacher_as_student(dataset).items()
+    words = [variants.preset_name(dataset), *(word for flag in flags for word in flag)]
     assert command(Distill.from_preset, asked.append, words) == 0
     assert (asked[0].model, asked[0].train) == (preset.teacher, preset.train)
 
