@@ -145,8 +145,8 @@ def train_words(
 
 
 def teacher_as_student(dataset: str) -> dict[str, str]:
-    """Returns the flags, and their values, of `jobs.distill` that give the student the shape and the training of the
-    preset's teacher."""
+    """Returns flags of `jobs.distill` and their values, for a student that has the shape and the
+    training of the preset's teacher."""
     preset = PRESETS[preset_name(dataset)]
     pairs = {
         "model": (preset.teacher, preset.student),
