@@ -31,6 +31,10 @@ class SoftLabels(NamedTuple):
 class SharedTable(Protocol):
     """A table whose rows are shared out to workers; it stands where table_VD does."""
 
+    def __len__(self) -> int:
+        """Returns the number of all rows, V."""
+        ...
+
     def cross_entropy(
         self, states_ND: Tensor, labels: Sequence[SoftLabels], left_out_NM: Tensor | None = None
     ) -> Tensor:

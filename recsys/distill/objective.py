@@ -15,6 +15,7 @@ from recsys.distill.targets import Targets
 from recsys.losses import (
     LEFT_OUT,
     PADDING,
+    SharedTable,
     SoftLabels,
     cross_entropy,
     hard_and_soft_cross_entropy,
@@ -116,7 +117,7 @@ class _Positions(NamedTuple):
     """What is known at the N training positions of a batch."""
 
     model: SequenceModel
-    table_VD: Tensor
+    table_VD: Tensor | SharedTable
     """The student's item table."""
     states_ND: Tensor
     """The student's states."""
@@ -167,10 +168,11 @@ class Distillation:
 
     def __call__(self, model: SequenceModel, batch: TensorBatch) -> Tensor:
         asked_BL = batch.rows_BL >= 0
+        states_ND = model.encode(batch.inputs).float()[asked_BL]
         at = _Positions(
             model,
             model.item_table(),
-            model.encode(batch.inputs).float()[asked_BL],
+            states_ND,
             batch.targets_BL[asked_BL],
             seen_items(batch.inputs)[asked_BL] if self.config.leave_out_seen else None,
             self.teacher.answers(batch),
@@ -243,19 +245,21 @@ class Distillation:
                 raise AssertionError(f"{config.soft} is not about listed items only")
 
     def _vectors(self, at: _Positions) -> Tensor:
-        """Returns the loss of what is matched besides labels."""
+        """Returns the loss of what is matched besides labels: none where a worker's share of the
+        batch is all padding."""
         config, teacher_NE = self.config, at.answers.states_NE
         loss, count = at.states_ND.new_zeros(()), len(at.states_ND)
-        if config.hint_weight:
+        if config.hint_weight and count:
             loss = loss + config.hint_weight * count * losses.hint(at.states_ND, teacher_NE)
-        if config.contrast_weight:
+        if config.contrast_weight and count:
             loss = loss + config.contrast_weight * losses.contrast(at.states_ND, teacher_NE).sum()
         if config.relation_weight:
             items_I = at.targets_N.unique()
             items_I = items_I[torch.randperm(len(items_I), device=items_I.device)[:NUM_RELATED]]
             teacher_IE = self._item_vectors[items_I.cpu()].float().to(items_I.device)
-            difference = losses.relation(at.model.item_vectors(items_I), teacher_IE)
-            loss = loss + config.relation_weight * count * difference
+            vectors_ID = at.model.item_vectors(items_I)  # of a shared table, all workers ask for
+            difference = losses.relation(vectors_ID, teacher_IE) if count else vectors_ID.sum()
+            loss = loss + config.relation_weight * max(count, 1) * difference
         return loss
 
 
@@ -278,9 +282,15 @@ def _distribution(answers: Answers, config: DistillConfig, num_rows: int) -> tup
 
 @torch.no_grad()
 def _own_best(at: _Positions) -> Tensor:
-    """Returns the items that the student would recommend."""
+    """Returns the items that the student would recommend.
+
+    Raises:
+        ValueError: no worker has the whole table.
+    """
+    if isinstance(at.table_VD, SharedTable):
+        raise ValueError("soft labels by union need the whole table: leave it or sharded out")
     size = max(CHUNK // len(at.table_VD), 1)
-    best = []
+    best = [at.targets_N.new_empty(0, NUM_OWN)]
     for start in range(0, len(at.states_ND), size):
         part = slice(start, start + size)
         scores_CV = at.states_ND[part] @ at.table_VD.T

@@ -114,6 +114,9 @@ class Rows:
         self.group = weight.device_mesh.get_group()
         self.first = self.group.rank() * _rows_each(len(weight), self.group.size())
 
+    def __len__(self) -> int:
+        return self.num_rows
+
     def __getitem__(self, items: Tensor) -> Tensor:
         """Returns the vectors of `items`, of any shape and number."""
         return _LookUp.apply(self.rows_SD, items, self)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.data.batches import Batches
+from recsys.data.batches import Batches, empty_batch
 from recsys.distill.answers import Answers, LiveTeacher, TargetsConfig
 from recsys.distill.objective import NEEDS_SAMPLE, Distillation, DistillConfig, Soft
 from recsys.distill.targets import Targets, write_targets
@@ -110,6 +110,18 @@ def test_vectors_are_matched_on_top_of_labels(directory, batch, student, weight)
     fit(student, matched, batch)
     extra.append(matched(student, batch) - plain(student, batch))
     assert extra[1] < extra[0]
+
+
+@pytest.mark.parametrize("soft", KINDS)
+def test_a_share_of_a_batch_that_is_all_padding_has_no_loss(dataset, directory, student, soft):
+    """As a worker gets where an epoch's last batch has fewer rows than there are workers."""
+    batch = to_tensors(empty_batch(2, 20), torch.device("cpu"))
+    config = DistillConfig(soft=soft, hint_weight=1, contrast_weight=1, relation_weight=1)
+    loss = Distillation(directory / "targets", config)(student, batch)
+    loss.backward()
+    assert loss.item() == 0
+    assert all((p.grad == 0).all() for p in student.parameters() if p.grad is not None)
+    assert student.item_embedding.weight.grad is not None
 
 
 def test_a_live_teacher_gives_the_loss_of_a_stored_one(directory, batch, student):

@@ -9,11 +9,18 @@ import torch.distributed as dist
 from torch import multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 
+from recsys.data.batches import Batches
+from recsys.data.sequences import Dataset
+from recsys.distill.answers import TargetsConfig
+from recsys.distill.objective import Distillation, DistillConfig
+from recsys.distill.targets import write_targets
 from recsys.losses import SoftLabels, cross_entropy
 from recsys.models import TransformerConfig, build
+from recsys.models.interface import PackedRows
 from recsys.models.item_table import DenseItemTable
 from recsys.train.fit import Task, fit
 from recsys.train.loop import FileCheckpoints, TrainConfig, Workers
+from recsys.train.objective import TensorBatch, to_tensors
 from recsys.train.sharded import ShardedItemTable, shard
 
 CPU = torch.device("cpu")
@@ -36,6 +43,9 @@ CONFIG = TrainConfig(
     matmul_precision="highest",
     sharded=True,
 )
+
+
+SOFTS = [DistillConfig(soft=soft) for soft in ("kl", "probabilities", "decoupled")]
 
 
 class Killed(Exception):
@@ -100,11 +110,35 @@ def check_table(rank):
     assert len(sharded.weight.to_local()) == (16 if rank == 0 else 15)
 
 
+def check_distillation(rank, dataset_directory, targets):
+    """Two workers with half of a batch each: the loss of one worker."""
+    dataset = Dataset.open(dataset_directory)
+    batches = Batches(dataset, num_rows=4, length=8, seed=0, epoch=0)
+    batch = to_tensors(batches.batch(0), CPU)
+    half = slice(2 * rank, 2 * rank + 2)
+    part = TensorBatch(
+        PackedRows(*(values[half] for values in batch.inputs)),
+        batch.targets_BL[half],
+        batch.rows_BL[half],
+    )
+    torch.manual_seed(0)
+    model = build(MODEL, dataset.num_items_with_padding)
+    expected = {soft: Distillation(targets, soft)(model, batch) for soft in SOFTS}
+    shard(model, CPU)
+    for soft, loss in expected.items():
+        share = Distillation(targets, soft)(model, part).detach()
+        dist.all_reduce(share)
+        torch.testing.assert_close(share, loss.detach(), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="leave it or sharded out"):
+        Distillation(targets, DistillConfig(soft="union"))(model, part)
+
+
 def worker(rank, port, dataset, directory):
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     torch.set_num_threads(1)
     check_table(rank)
+    check_distillation(rank, dataset, directory / "targets")
     with pytest.raises(ValueError, match="leave item_rank, item_codes and content out"):
         shard(build(replace(MODEL, item_rank=4), 31), CPU)
     task = Task(dataset=dataset, model=MODEL, train=CONFIG)
@@ -120,6 +154,9 @@ def worker(rank, port, dataset, directory):
 def test_two_workers_share_out_the_weights_and_end_with_those_of_one(dataset_directory, tmp_path):
     task = Task(dataset=dataset_directory, model=MODEL, train=CONFIG)
     alone = fit(task, FirstWorkers(tmp_path / "one"))
+    (tmp_path / "targets").mkdir()
+    keep = TargetsConfig(top_k=5, num_sampled=8)
+    write_targets(alone.model, Dataset.open(dataset_directory), tmp_path / "targets", keep)
     begin(task, tmp_path / "one then two", Workers())
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
