@@ -118,8 +118,9 @@ def measure_alone(results: Results, options: Options, variant: str, seed: int) -
     if results.has(subject, line):
         return
     dataset = options.directory / "dataset"
-    places = ["--log", options.log, "--items", options.items, "--output", str(dataset)]
-    job("prepare", [*preparation, "--content.text-encoder", options.encoder, *places])
+    given = ["--log", options.log, "--items", options.items]
+    given += ["--content.text-encoder", options.encoder]
+    job("prepare", [*preparation, *given], output=dataset)
     report = train(training, dataset, options.directory / variant / str(seed))
     results.put(subject, line, values(report))
 

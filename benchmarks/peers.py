@@ -37,7 +37,6 @@ RECBOLE = System(
     "recbole",
     ("torch==2.13.0", "recbole==1.2.1", "numpy<2", "pandas<2.2", "scipy<1.14", "pyarrow>=20,<22"),
 )
-PEERS = (RECTOOLS, RECBOLE)
 
 
 def python_of(system: System) -> Path:

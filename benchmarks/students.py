@@ -67,19 +67,14 @@ def distill(
         "output": output,
         **({"alone": alone} if alone else {}),
     }
-    job("distill", [*words, *(w for k, v in places.items() for w in (f"--{k}", str(v)))])
+    job("distill", words, **places)
     return read_json(output / "report.json")
 
 
 def compress(words: list[str], learned_from: Material, student: Path, output: Path) -> dict:
     """Compresses a student, unless that is done, and returns the report of what it becomes."""
-    places = {
-        "dataset": learned_from.dataset,
-        "model": student,
-        "targets": learned_from.targets,
-        "output": output,
-    }
-    job("compress", [*words, *(w for k, v in places.items() for w in (f"--{k}", str(v)))])
+    targets, dataset = learned_from.targets, learned_from.dataset
+    job("compress", words, dataset=dataset, model=student, targets=targets, output=output)
     return read_json(output / "report.json")
 
 

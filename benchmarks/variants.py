@@ -164,30 +164,33 @@ def prepare(dataset: str, log: str | None) -> Path:
     """Prepares a data set, unless it is there, and returns its directory."""
     output = RUNS / dataset / "dataset"
     flags = ["--log", log] if log else []
-    job("prepare", [preset_name(dataset), *flags, "--output", str(output)])
+    job("prepare", [preset_name(dataset), *flags], output=output)
     return output
 
 
 def train(words: Sequence[str], dataset: Path, output: Path) -> dict[str, Any]:
     """Trains a teacher, or goes on with it, and returns its report."""
-    job("train", [*words, "--dataset", str(dataset), "--output", str(output)])
+    job("train", words, dataset=dataset, output=output)
     return read_json(output / "report.json")
 
 
 def ensemble(preset: str, members: Sequence[Path], dataset: Path, output: Path) -> dict[str, Any]:
     """Makes one teacher of several, unless it is there, and returns its report."""
-    places = ["--dataset", str(dataset), "--output", str(output)]
-    job("ensemble", [preset, "--members", *map(str, members), *places])
+    job("ensemble", [preset, "--members", *map(str, members)], dataset=dataset, output=output)
     return read_json(output / "report.json")
 
 
-def job(name: str, words: Sequence[str]) -> None:
+def job(name: str, words: Sequence[str], **places: Path) -> None:
     """Runs `python -m jobs.<name>` in a process of its own.
+
+    Args:
+        places: directories, by the names of their flags.
 
     Raises:
         subprocess.CalledProcessError: it failed, and has said why.
     """
-    subprocess.run([sys.executable, "-m", f"jobs.{name}", *words], cwd=ROOT, check=True)
+    flags = (word for flag, place in places.items() for word in (f"--{flag}", str(place)))
+    subprocess.run([sys.executable, "-m", f"jobs.{name}", *words, *flags], cwd=ROOT, check=True)
 
 
 def values(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:

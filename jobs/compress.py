@@ -30,7 +30,7 @@ class Compress:
     model: Path
     """The model directory to compress."""
     targets: Path
-    """The teacher's answers, which recovery listens to."""
+    """The teacher's answers, which recovery listens to; not read where no step asks for it."""
     output: Path
     """Where the compressed model directory goes."""
     recipe: RecipeFlag
@@ -62,7 +62,9 @@ class Compress:
 
 def run(job: Compress) -> Path:
     """Compresses, unless that is done, and returns the compressed model directory."""
-    inputs = {"dataset": job.dataset, "model": job.model, "targets": job.targets}
+    inputs = {"dataset": job.dataset, "model": job.model}
+    if any(getattr(step, "recover_epochs", 0) for step in job.recipe):
+        inputs["targets"] = job.targets
     run_stage(
         job.output,
         name="compress",

@@ -11,7 +11,7 @@ from jobs.on_ray import start_ray
 from jobs.presets import Preset
 from recsys.checkpoint import GRAPH, verify_model
 from recsys.data.sequences import Dataset
-from recsys.evaluate.baselines import last_item_markov, popularity
+from recsys.evaluate.baselines import baselines
 from recsys.evaluate.engine import OnnxModel
 from recsys.evaluate.ranking import Ranking, Scorer, Split, rank_targets
 from recsys.evaluate.report import (
@@ -112,13 +112,12 @@ def _rank(job: Evaluate, dataset: Dataset) -> Ranking:
 
 
 def _baselines(job: Evaluate, dataset: Dataset) -> list[dict[str, Any]]:
-    scorers = {"popularity": popularity(dataset), "last-item-markov": last_item_markov(dataset)}
     return [
         row(
             name,
             evaluate_scorer(score, dataset, job.split, seed=job.seed, keep_seen=job.keep_seen),
         )
-        for name, score in scorers.items()
+        for name, score in baselines(dataset).items()
     ]
 
 

@@ -1,7 +1,6 @@
 """From a raw log to a served, compressed student: `python -m jobs.pipeline [preset] [flags]`."""
 
 import shlex
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +10,10 @@ from jobs import compress, distill, prepare, search, train
 from jobs.command import command
 from jobs.presets import Preset
 from recsys.data.sequences import Dataset
-from recsys.evaluate.baselines import last_item_markov, popularity
+from recsys.evaluate.baselines import baselines
 from recsys.evaluate.cost import hardware, versions
 from recsys.evaluate.report import evaluate_scorer, row, table
-from recsys.files import read_json, run_stage, write_json
+from recsys.files import read_json, write_json
 
 MODELS = ("teacher", "student-alone", "student", "compressed", "chosen")
 
@@ -53,8 +52,7 @@ def run(job: Pipeline) -> dict:
     distillation = distill.Distill.from_preset(preset, directory)
     distill.run(replace(distillation, alone=directory / "student-alone"))
     compress.run(compress.Compress.from_preset(preset, directory))
-    picked = search.run(search.Search.from_preset(preset, directory))
-    _keep(picked, directory)
+    search.run(search.Search.from_preset(preset, directory))
     summary = _summary(preset, directory)
     write_json(directory / "summary.json", summary)
     _show(directory, summary)
@@ -67,22 +65,11 @@ def _with_flags(job: Pipeline) -> Preset:
     return replace(job.preset, prepare=config.resolved())
 
 
-def _keep(picked: Path, directory: Path) -> None:
-    """Copies the model that the rule picked to where it is served from."""
-
-    def build(target: Path) -> None:
-        shutil.copytree(picked, target, dirs_exist_ok=True)
-
-    inputs = {"frontier": directory / "frontier"}
-    run_stage(directory / "chosen", name="choose", config=picked.name, inputs=inputs, build=build)
-
-
 def _summary(preset: Preset, directory: Path) -> dict:
     dataset = Dataset.open(directory / "dataset")
-    baselines = {"popularity": popularity(dataset), "last-item-markov": last_item_markov(dataset)}
     rows = [
         row(name, evaluate_scorer(score, dataset, "test", seed=0))
-        for name, score in baselines.items()
+        for name, score in baselines(dataset).items()
     ]
     rows += [row(name, read_json(directory / name / "report.json")) for name in MODELS]
     stages = ("dataset", "teacher", "targets", *MODELS[1:], "frontier")

@@ -7,7 +7,7 @@ from recsys.compress import Quantize
 from recsys.data.schema import PrepareConfig
 from recsys.distill.answers import TargetsConfig
 from recsys.distill.objective import DistillConfig
-from recsys.models import HSTUConfig, ModelConfig, StudentConfig, TransformerConfig
+from recsys.models import GRUConfig, HSTUConfig, ModelConfig, StudentConfig, TransformerConfig
 from recsys.search.space import ChooseConfig, SearchConfig
 from recsys.train.fit import NumWorkers
 from recsys.train.loop import TrainConfig
@@ -76,6 +76,12 @@ QUICKSTART = Preset(
         item_codes=(0, 8),
         recover_epochs=2,
     ),
+)
+
+QUICKSTART_GRU = replace(
+    QUICKSTART,
+    description="The same with a recurrent student.",
+    student=GRUConfig(width=16, hidden_width=32, max_length=50, dropout=0.1),
 )
 
 MOVIELENS_1M = Preset(
@@ -173,6 +179,7 @@ AMAZON_MULTI = Preset(
     prepare=PrepareConfig(source="log"),
     teacher=TransformerConfig(max_length=50, dropout=0.3),
     train=TrainConfig(epochs=20, batch_rows=64, learning_rate=1e-3, num_threads=1, compile=True),
+    loss=LossConfig(kind="sampled-softmax"),
     student=TransformerConfig(
         width=32, num_layers=1, num_heads=1, feed_forward_width=64, max_length=50, item_rank=16
     ),
@@ -184,6 +191,7 @@ AMAZON_MULTI = Preset(
 
 PRESETS = {
     "quickstart": QUICKSTART,
+    "quickstart-gru": QUICKSTART_GRU,
     "movielens-1m": MOVIELENS_1M,
     "movielens-1m-time": MOVIELENS_1M_TIME,
     "amazon-beauty": AMAZON_BEAUTY,

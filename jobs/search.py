@@ -1,5 +1,6 @@
 """Search students and compressions: `python -m jobs.search [preset] [flags]`."""
 
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from jobs.command import command
 from jobs.on_ray import start_ray
 from jobs.presets import Preset
 from recsys.data.sequences import Dataset
+from recsys.distill.objective import DistillConfig
 from recsys.files import run_stage
 from recsys.models import StudentConfig
 from recsys.search.frontier import choose_point, references, write_frontier
@@ -30,8 +32,13 @@ class Search:
     """Model directories that are points of the frontier already."""
     output: Path
     """Where the frontier goes."""
+    chosen: Path
+    """Where the model goes that is chosen, to be served."""
     student: StudentConfig
     """What the search does not vary is taken from this shape."""
+    distill: DistillConfig
+    """How students listen to the teacher, but for the weight and the temperature, which are
+    searched for."""
     train: TrainConfig
     """How students are trained, but for --search.epochs; a trial has one thread."""
     search: SearchConfig
@@ -48,7 +55,9 @@ class Search:
             targets=directory / "targets",
             models=(directory / "student", directory / "compressed"),
             output=directory / "frontier",
+            chosen=directory / "chosen",
             student=preset.student,
+            distill=preset.distill,
             train=preset.train_student,
             search=preset.search,
             choose=preset.choose,
@@ -56,21 +65,32 @@ class Search:
 
 
 def run(job: Search) -> Path:
-    """Searches, unless that is done, and returns the model directory that is chosen."""
+    """Searches, unless that is done, and returns where it has put the model that is chosen."""
     seeds = {path.name: path for path in job.models}
     if len(seeds) < len(job.models):
         raise ValueError(f"two of the models have the same name: {', '.join(map(str, job.models))}")
     run_stage(
         job.output,
         name="search",
-        config=(job.student, job.train, replace(job.search, max_concurrent=1)),
+        config=(job.student, job.distill, job.train, replace(job.search, max_concurrent=1)),
         inputs={"dataset": job.dataset, "teacher": job.teacher, "targets": job.targets, **seeds},
         build=lambda directory: _search(job, directory, seeds),
         scratch=("points", "study"),
     )
-    chosen = choose_point(job.output, job.choose)
-    print(f"  {job.output / 'frontier.html'}; chosen: {chosen.name}", flush=True)
-    return chosen
+    picked = choose_point(job.output, job.choose)
+    print(f"  {job.output / 'frontier.html'}; chosen: {picked.name}", flush=True)
+    run_stage(
+        job.chosen,
+        name="choose",
+        config=picked.name,
+        inputs={"frontier": job.output},
+        build=lambda directory: _copy(picked, directory),
+    )
+    return job.chosen
+
+
+def _copy(picked: Path, directory: Path) -> None:
+    shutil.copytree(picked, directory, dirs_exist_ok=True)
 
 
 def _search(job: Search, directory: Path, seeds: dict[str, Path]) -> None:
@@ -83,7 +103,7 @@ def _search(job: Search, directory: Path, seeds: dict[str, Path]) -> None:
         start_ray()
         from recsys.search.on_ray import search
 
-        search(material, job.student, job.search, directory)
+        search(material, job.student, job.distill, job.search, directory)
     dataset = Dataset.open(job.dataset)
     write_frontier(
         directory, seeds=seeds, dataset=dataset, references=references(job.teacher, dataset)

@@ -57,7 +57,7 @@ def softmax_cross_entropy(
 
 def hard_and_soft_cross_entropy(
     states_ND: Tensor,
-    table_VD: Tensor,
+    table_VD: Tensor | SharedTable,
     targets_N: Tensor,
     teacher_items_NK: Tensor,
     teacher_NK: Tensor,

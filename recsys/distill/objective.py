@@ -98,6 +98,11 @@ class DistillConfig:
             ValueError: they do not; with the flag that keeps it.
         """
         if isinstance(kept, TargetsConfig):
+            if kept.leave_out_seen != self.leave_out_seen:
+                raise ValueError(
+                    "teacher and student must speak of the same items: give both of "
+                    "--keep.no-leave-out-seen and --distill.no-leave-out-seen, or none"
+                )
             sampled, vectors = kept.num_sampled > 0, kept.vectors
         else:
             sampled, vectors = "sampled_NM" in kept, "states_NE" in kept

@@ -9,6 +9,11 @@ from recsys.data.sequences import Dataset
 from recsys.evaluate.ranking import Scorer
 
 
+def baselines(dataset: Dataset) -> dict[str, Scorer]:
+    """Returns all of them by name."""
+    return {"popularity": popularity(dataset), "last-item-markov": last_item_markov(dataset)}
+
+
 def popularity(dataset: Dataset) -> Scorer:
     """Returns a scorer that gives every history the items' counts in training."""
     counts_V = dataset.item_counts_V.astype(np.float32)

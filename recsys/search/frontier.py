@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.data.sequences import Dataset
-from recsys.evaluate.baselines import last_item_markov, popularity
+from recsys.evaluate.baselines import baselines
 from recsys.evaluate.cost import latency_ms
 from recsys.evaluate.engine import OnnxModel
 from recsys.evaluate.report import evaluate_scorer, sample_histories, write_report
 from recsys.files import read_json, write_json
-from recsys.search.pareto import ACCURACY, LATENCY, choose, front
+from recsys.search.pareto import ACCURACY, LATENCY, choose, front, rule_of
 from recsys.search.report import write_page, write_plot
 from recsys.search.space import ChooseConfig
 from recsys.search.trial import ROW, row_of
@@ -36,13 +36,12 @@ class References:
 
 def references(teacher: Path, dataset: Dataset) -> References:
     """Returns the rows that stand on the same axes as the points."""
-    scorers = {"popularity": popularity(dataset), "last item Markov": last_item_markov(dataset)}
-    baselines = {
+    values = {
         name: evaluate_scorer(score, dataset, "validation", seed=0)["ndcg@10"]
-        for name, score in scorers.items()
+        for name, score in baselines(dataset).items()
     }
     report = read_json(teacher / "report.json")
-    return References(teacher=row_of("teacher", report, config=None), baselines=baselines)
+    return References(teacher=row_of("teacher", report, config=None), baselines=values)
 
 
 def write_frontier(
@@ -83,23 +82,28 @@ def choose_point(directory: Path, config: ChooseConfig) -> Path:
         raise ValueError(f"{directory} holds no {POINTS}; run jobs.search")
     rows = _read_points(directory / POINTS)
     references = References(**read_json(directory / REFERENCES))
+    accuracy = references.teacher[ACCURACY]
     chosen = choose(
         [row for row in rows if row["on_front"]],
-        teacher_accuracy=references.teacher[ACCURACY],
+        teacher_accuracy=accuracy,
         tolerance=config.tolerance,
         point=config.point,
-    )["name"]
-    _write_points(directory / POINTS, rows, chosen)
-    write_plot(directory / "frontier.png", rows, references.teacher, references.baselines, chosen)
+    )
+    rule = rule_of(
+        chosen, teacher_accuracy=accuracy, tolerance=config.tolerance, point=config.point
+    )
+    name = chosen["name"]
+    _write_points(directory / POINTS, rows, name)
+    write_plot(directory / "frontier.png", rows, references.teacher, references.baselines, name)
     write_page(
         directory,
         rows,
         references.teacher,
         references.baselines,
-        chosen=chosen,
-        rule=f"{config.point}, within {config.tolerance:.1%} of the teacher",
+        chosen=name,
+        rule=rule,
     )
-    return directory / MODELS / chosen
+    return directory / MODELS / name
 
 
 def _measure_latency(row: dict[str, Any], model: Path, dataset: Dataset) -> None:

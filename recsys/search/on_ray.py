@@ -11,6 +11,7 @@ from ray.tune import Callback, RunConfig, TuneConfig, Tuner
 from ray.tune.search.optuna import OptunaSearch
 from tqdm import tqdm
 
+from recsys.distill.objective import DistillConfig
 from recsys.models import StudentConfig
 from recsys.search.pareto import OBJECTIVES
 from recsys.search.space import SearchConfig, choices, point_from
@@ -20,7 +21,11 @@ STUDY = "study"
 
 
 def search(
-    material: Material, student: StudentConfig, config: SearchConfig, directory: Path
+    material: Material,
+    student: StudentConfig,
+    distill: DistillConfig,
+    config: SearchConfig,
+    directory: Path,
 ) -> None:
     """Measures `config.num_trials` points; each leaves its directory below `directory`/points.
 
@@ -37,7 +42,7 @@ def search(
     points.mkdir(exist_ok=True)
 
     def trial(sample: dict[str, Any]) -> dict[str, float]:
-        row = measure(point_from(sample, student, config), material, points)
+        row = measure(point_from(sample, student, distill, config), material, points)
         return {name: row[name] for name in OBJECTIVES}
 
     trainable = tune.with_resources(trial, {"cpu": 1})

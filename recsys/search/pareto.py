@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 ACCURACY, SIZE, LATENCY = "validation_ndcg@10", "size_bytes", "latency_ms"
+RULES = ("smallest", "fastest")
 OBJECTIVES = {ACCURACY: True, SIZE: False, LATENCY: False}
 """What a point is judged by, and whether more is better."""
 
@@ -47,13 +48,24 @@ def choose(
     """
     if not rows:
         raise ValueError("the frontier is empty: run jobs.search")
-    if point not in ("smallest", "fastest"):
+    if point not in RULES:
         return _named(rows, point)
     enough = [row for row in rows if row[ACCURACY] >= (1 - tolerance) * teacher_accuracy]
     if not enough:
         return max(rows, key=lambda row: row[ACCURACY])
     cost = SIZE if point == "smallest" else LATENCY
     return min(enough, key=lambda row: (row[cost], -row[ACCURACY]))
+
+
+def rule_of(
+    row: Mapping[str, Any], *, teacher_accuracy: float, tolerance: float, point: str
+) -> str:
+    """Returns by which rule `choose` has picked a row, in words."""
+    if point not in RULES:
+        return "asked for by its name"
+    if row[ACCURACY] >= (1 - tolerance) * teacher_accuracy:
+        return f"the {point} within {tolerance:.1%} of the teacher"
+    return f"the most accurate: none is within {tolerance:.1%} of the teacher"
 
 
 def _named(rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:

@@ -102,8 +102,11 @@ def shaped(student: StudentConfig, width: int, num_layers: int, expansion: int) 
     return replace(student, item_rank=None, item_codes=None, **shape)
 
 
-def point_from(sample: Mapping[str, Any], student: StudentConfig, config: SearchConfig) -> Point:
-    """Returns the point that a sample describes; what is not searched is taken from `student`."""
+def point_from(
+    sample: Mapping[str, Any], student: StudentConfig, distill: DistillConfig, config: SearchConfig
+) -> Point:
+    """Returns the point that a sample describes; what is not searched is taken from `student` and
+    `distill`."""
     width = sample["width"]
     model = shaped(student, width, sample["num_layers"], sample["expansion"])
     steps: list[Step] = []
@@ -117,5 +120,7 @@ def point_from(sample: Mapping[str, Any], student: StudentConfig, config: Search
         steps.append(Quantize(bits=4, recover_epochs=config.recover_epochs))
     elif sample["bits"] != 32:
         steps.append(Quantize(bits=sample["bits"]))
-    distill = DistillConfig(soft_weight=sample["soft_weight"], temperature=sample["temperature"])
+    # Probabilities as they are have no other temperature.
+    temperature = 1.0 if distill.soft == "probabilities" else sample["temperature"]
+    distill = replace(distill, soft_weight=sample["soft_weight"], temperature=temperature)
     return Point(model=model, distill=distill, recipe=tuple(steps))

@@ -354,7 +354,7 @@ class _Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.history = state["best"], state["history"]
-        self.average = state["average"]
+        self.average = [average.to(self.device) for average in state["average"]]
         self.epoch, self.step_in_epoch, self.step = state["position"]
         self.loss_sum, self.num_targets = state["so_far"]
         self.peak_memory_mib = state["peak_memory_mib"]

@@ -14,10 +14,10 @@ def asked(monkeypatch, tmp_path):
     """The jobs that were asked for, none of which is run."""
     jobs = []
 
-    def job(name, words):
+    def job(name, words, **places):
         jobs.append([name, *words])
         if name == "ensemble":
-            output = content.Path(words[-1])
+            output = places["output"]
             output.mkdir(parents=True)
             write_json(output / "report.json", {**REPORT, "ndcg@10": 0.4})
 

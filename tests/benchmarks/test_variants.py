@@ -1,5 +1,4 @@
 import shlex
-from pathlib import Path
 
 import pytest
 
@@ -98,9 +97,9 @@ def test_the_table_has_mean_and_spread_and_the_command(trained, tmp_path):
 def test_the_seeds_of_a_variant_are_an_ensemble_too(trained, tmp_path, monkeypatch):
     asked = []
 
-    def job(name, words):
+    def job(name, words, **places):
         asked.append([name, *words])
-        output = Path(words[-1])
+        output = places["output"]
         output.mkdir(parents=True)
         write_json(output / "report.json", {**REPORT, "ndcg@10": 0.3})
 

@@ -162,6 +162,12 @@ def test_a_loss_that_needs_a_sample_is_refused_without_one(soft):
         DistillConfig(soft=soft).require(TargetsConfig())
 
 
+def test_teacher_and_student_speak_of_the_same_items():
+    with pytest.raises(ValueError, match=r"--keep.no-leave-out-seen and --distill"):
+        DistillConfig(leave_out_seen=False).require(TargetsConfig())
+    DistillConfig(leave_out_seen=False).require(TargetsConfig(leave_out_seen=False))
+
+
 def test_a_loss_that_needs_vectors_is_refused_without_them(dataset, directory, tmp_path):
     config = DistillConfig(relation_weight=1.0)
     with pytest.raises(ValueError, match=r"need the teacher's vectors.*--keep.vectors"):

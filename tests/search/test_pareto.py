@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.search.pareto import ACCURACY, LATENCY, SIZE, choose, front, non_dominated
+from recsys.search.pareto import ACCURACY, LATENCY, SIZE, choose, front, non_dominated, rule_of
 
 INF = float("inf")
 
@@ -67,6 +67,20 @@ def test_choose(pick, tolerance, expected):
 
 def test_the_most_accurate_is_chosen_where_none_is_good_enough():
     assert choose(ROWS, teacher_accuracy=0.5, tolerance=0.01, point="smallest")["name"] == "best"
+
+
+@pytest.mark.parametrize(
+    ("pick", "teacher", "rule"),
+    [
+        ("smallest", 0.2, "the smallest within 1.0% of the teacher"),
+        ("fastest", 0.2, "the fastest within 1.0% of the teacher"),
+        ("fastest", 0.5, "the most accurate: none is within 1.0% of the teacher"),
+        ("best", 0.5, "asked for by its name"),
+    ],
+)
+def test_the_rule_that_is_told_is_the_one_that_was_used(pick, teacher, rule):
+    how = {"teacher_accuracy": teacher, "tolerance": 0.01, "point": pick}
+    assert rule_of(choose(ROWS, **how), **how) == rule
 
 
 def test_an_unknown_point_is_refused_with_a_suggestion():

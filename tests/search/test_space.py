@@ -3,6 +3,7 @@ from dataclasses import replace
 
 from recsys.compress import CodebookItems, FactorizeItems, Quantize
 from recsys.config import from_json, to_json
+from recsys.distill.objective import DistillConfig
 from recsys.models import GRUConfig, TransformerConfig, build
 from recsys.search.space import Point, SearchConfig, choices, point_from
 
@@ -15,7 +16,7 @@ def test_every_sample_is_a_model_that_can_be_built():
     for values in itertools.product(*shapes.values()):
         sample = dict(zip(shapes, values, strict=True)) | rest
         for student in (TransformerConfig(max_length=20), GRUConfig(max_length=20)):
-            point = point_from(sample, student, config)
+            point = point_from(sample, student, DistillConfig(), config)
             assert type(point.model) is type(student)
             assert build(point.model, 10).config.max_length == 20
             assert replace(point.model, item_codes=point.recipe[0].codes)
@@ -33,16 +34,18 @@ def test_recipes_and_names_follow_the_sample():
         "item_codes": 0,
         "bits": 8,
     }
-    point = point_from(sample, TransformerConfig(), config)
+    point = point_from(sample, TransformerConfig(), DistillConfig(), config)
     assert point.recipe == (FactorizeItems(rank=8, recover_epochs=2), Quantize())
-    other = point_from({**sample, "bits": 32}, TransformerConfig(), config)
+    other = point_from({**sample, "bits": 32}, TransformerConfig(), DistillConfig(), config)
     assert point.name != other.name
     assert other.recipe == point.recipe[:1]
     few = {**sample, "bits": 4, "item_rank_share": 0.0}
     recovered = (Quantize(bits=4, recover_epochs=2),)
-    assert point_from(few, TransformerConfig(), config).recipe == recovered
-    assert point_from(few, GRUConfig(), config).recipe == (Quantize(bits=4),)
-    coded = point_from({**sample, "item_codes": 8}, TransformerConfig(item_codes=2), config)
+    assert point_from(few, TransformerConfig(), DistillConfig(), config).recipe == recovered
+    assert point_from(few, GRUConfig(), DistillConfig(), config).recipe == (Quantize(bits=4),)
+    coded = point_from(
+        {**sample, "item_codes": 8}, TransformerConfig(item_codes=2), DistillConfig(), config
+    )
     assert coded.recipe == (CodebookItems(codes=8, recover_epochs=2), Quantize())
     assert coded.model == point.model
     assert from_json(Point, to_json(point)) == point

@@ -1,5 +1,6 @@
 """Trials and the search around them: killed, twice at a time, and choosing without searching."""
 
+import json
 import os
 import signal
 import subprocess
@@ -102,7 +103,9 @@ def a_search(directory: Path, output: Path, **choose) -> Search:
         targets=directory / "targets",
         models=(directory / "student",),
         output=output,
+        chosen=output.parent / "chosen",
         student=MODEL,
+        distill=DistillConfig(soft="list"),
         train=TRAIN,
         search=SearchConfig(
             num_trials=3, max_concurrent=1, epochs=1, widths=(8, 12), num_layers=(1,)
@@ -144,13 +147,20 @@ def test_a_killed_search_keeps_its_trials_and_another_choice_searches_nothing(
     assert kept
     assert not output.exists()
     assert start_search(directory, output).wait(180) == 0
-    names = pq.read_table(output / "points.parquet")["name"].to_pylist()
+    points = pq.read_table(output / "points.parquet").to_pylist()
+    names = [point["name"] for point in points]
+    configs = [json.loads(point["config"]) for point in points if point["name"] != "student"]
+    assert {config["distill"]["soft"] for config in configs} == {"list"}
     assert {path.parent.name for path in kept} < set(names)
     assert "student" in names
     assert not (output / "points").exists()
-    fastest = run_search(a_search(directory, output, point="fastest", tolerance=1.0))
-    named = run_search(a_search(directory, output, point=fastest.name))
-    assert named == fastest
-    assert "search: up to date" in capsys.readouterr().out
+    for point in ("fastest", "student"):
+        chosen = run_search(a_search(directory, output, point=point, tolerance=1.0))
+        marked = pq.read_table(output / "points.parquet", filters=[("chosen", "=", True)])
+        (name,) = marked["name"].to_pylist()
+        (ours, theirs) = (path / "model.onnx" for path in (chosen, output / "models" / name))
+        assert ours.read_bytes() == theirs.read_bytes()
+        assert "search: up to date" in capsys.readouterr().out
+    assert name == "student"
     with pytest.raises(ValueError, match="no point 'w9'"):
         run_search(a_search(directory, output, point="w9"))
