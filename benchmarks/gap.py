@@ -144,7 +144,7 @@ def markdown(rows: Sequence[Row]) -> str:
         size_cell = readable_bytes(round(statistics.mean(size)))
         lines.append([name.removeprefix("size="), size_cell, *cells, f"{len(distilled)}"])
     head = ["size", "bytes", "alone", "distilled", "teacher", "of the gap", "seeds"]
-    return f"{table(head, lines)}\n\n![size and accuracy](benchmarks/results/{_picture(rows)})"
+    return f"{table(head, lines)}\n\n![size and accuracy](results/{_picture(rows)})"
 
 
 def _picture(rows: Sequence[Row]) -> str:

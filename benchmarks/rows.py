@@ -16,7 +16,7 @@ from recsys.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 
 
 class Subject(NamedTuple):
@@ -139,5 +139,8 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 
 def write_block(name: str, content: str) -> None:
-    """Writes `content` between the markers `name` of the README."""
-    README.write_text(replace_block(README.read_text(), name, content))
+    """Writes `content` between the markers `name` of the README that has them, the project's or
+    that of the benchmarks."""
+    marker = f"<!-- {name} -->"
+    readme = next((path for path in READMES if marker in path.read_text()), READMES[-1])
+    readme.write_text(replace_block(readme.read_text(), name, content))

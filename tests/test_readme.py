@@ -19,7 +19,8 @@ JOBS = {
     "search": search.Search,
     "pipeline": pipeline.Pipeline,
 }
-COMMANDS = re.findall(r"python -m jobs\.(\w+)([^`\n]*)", README)
+BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text()
+COMMANDS = re.findall(r"python -m jobs\.(\w+)([^`\n]*)", README + BENCHMARKS)
 
 
 @pytest.mark.parametrize(("name", "flags"), COMMANDS)
@@ -42,3 +43,13 @@ def test_the_tree_names_what_there_is():
     for path in (ROOT / "recsys").iterdir():
         if path.name not in ("__init__.py", "__pycache__"):
             assert path.name in tree, path.name
+
+
+def test_the_benchmarks_that_are_named_are_those_there_are():
+    named = set(re.findall(r"^\| `(\w+)` \|", BENCHMARKS, re.MULTILINE))
+    commands = {
+        path.stem
+        for path in (ROOT / "benchmarks").glob("*.py")
+        if 'if __name__ == "__main__":' in path.read_text()
+    }
+    assert named == commands

@@ -27,7 +27,9 @@ def test_the_table_is_of_the_data_set_that_is_asked_about(tmp_path, capsys):
 def test_for_the_readme_nothing_is_measured(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- some-yelp -->\n<!-- /some-yelp -->\n")
-    monkeypatch.setattr(rows, "README", readme)
+    other = tmp_path / "other.md"
+    other.write_text("nothing to write to")
+    monkeypatch.setattr(rows, "READMES", (other, readme))
     results = Results("some", tmp_path)
     measure(results, None)
     options = SimpleNamespace(readme=True, dataset="yelp")
