@@ -26,6 +26,7 @@ SHARED: Variants = {
     **sweep("model.num-layers", 1, 2, 3),
     **sweep("train.learning-rate", 5e-4, 1e-3, 2e-3),
     **sweep("train.ema", 0.99, 0.999),
+    "no average of weights": ("--train.ema", "None"),
     "seen items compete": SEEN,
     **{name: (*flags, *SEEN) for name, flags in sweep("loss.label-smoothing", 0.05, 0.1).items()},
     "sampled softmax": ("--loss.kind", "sampled-softmax"),
