@@ -107,8 +107,8 @@ class ContentItemTable(nn.Module):
 
     In training the id's part is left out at random, as in DropoutNet (Volkovs et al., 2017), so
     that features alone mean something: items that training never meets have nothing else. There
-    these take no part in the softmax, where they could only be pushed away: their rows are zero, as
-    the padding's is.
+    these do not learn, they could only be pushed away: their rows are zero, as the padding's is,
+    and their scores in a softmax are zero whatever the state.
     """
 
     def __init__(
