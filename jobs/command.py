@@ -1,5 +1,6 @@
 """From a command line to a job: presets, flags, one line of error, exit codes."""
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from jobs.presets import PRESETS, Preset
 
 Job = TypeVar("Job")
 DEFAULT_PRESET = "quickstart"
+RUN = """A preset and its flags, and with each of them --run DIR: the directory in which every stage
+has its own; runs/<preset> where it is not given."""
 
 
 def command(
@@ -20,8 +23,9 @@ def command(
 ) -> int:
     """Runs a job as the command line says and returns the exit code.
 
-    The first word may name a preset; flags override its settings. What a user can cause ends in
-    one line on standard error and code 2; Ctrl-C in code 130, and the same command goes on later.
+    The first word may name a preset; flags override its settings, and `--run DIR` says in which
+    directory those of the stages are, instead of runs/<preset>. What a user can cause ends in one
+    line on standard error and code 2; Ctrl-C in code 130, and the same command goes on later.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -36,12 +40,15 @@ def command(
 
 
 def _parse(from_preset: Callable[[Preset, Path], Job], words: list[str], program: str) -> Job:
+    prog = f"python -m jobs.{Path(program).stem}"
+    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    parser.add_argument("--run", type=Path)
+    known, words = parser.parse_known_args(words)
     if not words or words[0].startswith("-"):
         wants_help = bool({"-h", "--help"} & set(words[:1]))
         words = words if wants_help else [DEFAULT_PRESET, *words]
     jobs = {
-        name: (preset.description, from_preset(preset, Path("runs") / name))
+        name: (preset.description, from_preset(preset, known.run or Path("runs") / name))
         for name, preset in PRESETS.items()
     }
-    name = Path(program).stem
-    return tyro.extras.overridable_config_cli(jobs, prog=f"python -m jobs.{name}", args=words)
+    return tyro.extras.overridable_config_cli(jobs, prog=prog, description=RUN, args=words)

@@ -78,3 +78,20 @@ def test_ctrl_c_ends_in_code_130():
         raise KeyboardInterrupt
 
     assert command(train.Train.from_preset, interrupt, []) == 130
+
+
+@pytest.mark.parametrize("run", [["--run", "runs/shop"], ["--run=runs/shop"]])
+@pytest.mark.parametrize("preset", [[], ["amazon-beauty"]])
+def test_a_run_directory_is_named_once_for_all_stages(preset, run):
+    seen = []
+    for job in (train.Train, distill.Distill, search.Search):
+        assert command(job.from_preset, seen.append, [*preset, *run, "--train.epochs", "3"]) == 0
+    assert command(pipeline.Pipeline.from_preset, seen.append, [*preset, *run]) == 0
+    shop = Path("runs/shop")
+    assert [job.output for job in seen] == [
+        shop / "teacher",
+        shop / "student",
+        shop / "frontier",
+        shop,
+    ]
+    assert seen[0].train.epochs == 3
