@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 ACCURACY, SIZE, LATENCY = "validation_ndcg@10", "size_bytes", "latency_ms"
+LATENCY_DIGITS = 2
+"""Decimals of a latency in milliseconds; the same model twice differs in the next."""
 RULES = ("smallest", "fastest")
 OBJECTIVES = {ACCURACY: True, SIZE: False, LATENCY: False}
 """What a point is judged by, and whether more is better."""
@@ -25,10 +27,14 @@ def non_dominated(values_PM: np.ndarray, maximise_M: Sequence[bool]) -> np.ndarr
 
 
 def front(rows: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Returns which rows are on the front of `OBJECTIVES`."""
+    """Returns which rows are on the front of `OBJECTIVES`; less than `LATENCY_DIGITS` can tell is no
+    difference."""
     if not rows:
         return []
     values_PM = np.array([[row[name] for name in OBJECTIVES] for row in rows], float)
+    values_PM[:, list(OBJECTIVES).index(LATENCY)] = [
+        round(row[LATENCY], LATENCY_DIGITS) for row in rows
+    ]
     return non_dominated(values_PM, list(OBJECTIVES.values())).tolist()
 
 

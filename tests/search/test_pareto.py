@@ -48,6 +48,8 @@ ROWS = [row("small", 0.198, 10, 3.0), row("fast", 0.199, 20, 1.0), row("best", 0
 def test_front_of_rows():
     assert front([*ROWS, row("bad", 0.1, 100, 10.0)]) == [True, True, True, False]
     assert front([]) == []
+    close = [row("large", 0.2, 20, 0.101), row("small", 0.2, 10, 0.104)]
+    assert front(close) == [False, True]
 
 
 @pytest.mark.parametrize(
