@@ -27,8 +27,7 @@ def non_dominated(values_PM: np.ndarray, maximise_M: Sequence[bool]) -> np.ndarr
 
 
 def front(rows: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Returns which rows are on the front of `OBJECTIVES`; less than `LATENCY_DIGITS` can tell is no
-    difference."""
+    """Returns which rows are on the front of `OBJECTIVES`, latencies to `LATENCY_DIGITS`."""
     if not rows:
         return []
     values_PM = np.array([[row[name] for name in OBJECTIVES] for row in rows], float)
