@@ -2,7 +2,7 @@
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from recsys.compress import compress
 from recsys.compress.package import calibration_histories, package
 from recsys.compress.recover import recovery
 from recsys.data.sequences import Dataset
+from recsys.distill.answers import LiveTeacher, TargetsConfig
 from recsys.distill.objective import Distillation, DistillConfig
 from recsys.files import fingerprint, run_stage
 from recsys.models import load_model
@@ -29,6 +30,8 @@ class Compress:
     """The dataset, from jobs.prepare."""
     model: Path
     """The model directory to compress."""
+    teacher: Path
+    """The teacher's model directory, for recovery that asks it live."""
     targets: Path
     """The teacher's answers, which recovery listens to; not read where no step asks for it."""
     output: Path
@@ -44,6 +47,10 @@ class Compress:
     num_workers: NumWorkers = 0
     """Data-parallel workers of recovery under Ray Train, or the fewest and the most; 0 for this
     process."""
+    keep: TargetsConfig = field(default_factory=TargetsConfig)
+    """What a teacher is asked for live."""
+    live: bool = False
+    """Whether recovery asks the teacher in every step, as the student did."""
 
     @classmethod
     def from_preset(cls, preset: Preset, directory: Path) -> "Compress":
@@ -51,9 +58,12 @@ class Compress:
         return cls(
             dataset=directory / "dataset",
             model=directory / "student",
+            teacher=directory / "teacher",
             targets=directory / "targets",
             output=directory / "compressed",
             recipe=preset.recipe,
+            keep=preset.targets,
+            live=preset.live,
             distill=preset.distill,
             train=preset.train_student,
             num_workers=preset.num_workers,
@@ -64,11 +74,17 @@ def run(job: Compress) -> Path:
     """Compresses, unless that is done, and returns the compressed model directory."""
     inputs = {"dataset": job.dataset, "model": job.model}
     if any(getattr(step, "recover_epochs", 0) for step in job.recipe):
-        inputs["targets"] = job.targets
+        inputs |= {"teacher": job.teacher} if job.live else {"targets": job.targets}
     run_stage(
         job.output,
         name="compress",
-        config=(job.recipe, job.distill, job.train, job.num_workers),
+        config=(
+            job.recipe,
+            job.distill,
+            job.train,
+            job.num_workers,
+            job.keep if job.live else None,
+        ),
         inputs=inputs,
         build=lambda directory: _compress(job, directory),
         scratch=("recovery-*",),
@@ -79,13 +95,14 @@ def run(job: Compress) -> Path:
 def _compress(job: Compress, directory: Path) -> None:
     started = time.perf_counter()
     dataset = Dataset.open(job.dataset)
+    source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
     model, precision = compress(
         load_model(job.model),
         job.recipe,
         histories=calibration_histories(dataset),
         recover=recovery(
             job.dataset,
-            Distillation(job.targets, job.distill),
+            Distillation(source, job.distill),
             job.train,
             directory,
             partial(train_on, num_workers=job.num_workers),

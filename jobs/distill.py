@@ -73,6 +73,7 @@ class Distill:
             model=preset.student,
             keep=preset.targets,
             distill=preset.distill,
+            live=preset.live,
             train=preset.train_student,
             loss=preset.loss,
             num_target_workers=most(preset.num_workers),

@@ -73,7 +73,8 @@ def _summary(preset: Preset, directory: Path) -> dict:
     ]
     rows += [row(name, read_json(directory / name / "report.json")) for name in MODELS]
     stages = ("dataset", "teacher", "targets", *MODELS[1:], "frontier")
-    times = {name: read_json(directory / name / "stage.json")["seconds"] for name in stages}
+    done = {name: directory / name / "stage.json" for name in stages}
+    times = {name: read_json(path)["seconds"] for name, path in done.items() if path.exists()}
     best = dataset.manifest.get("best_possible")
     return {
         "seconds": round(sum(times.values()), 1),

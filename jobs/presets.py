@@ -32,6 +32,9 @@ class Preset:
     """The student's shape."""
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     """What is kept of the teacher's answers."""
+    live: bool = False
+    """Whether the teacher is asked in every step, so that nothing is written: for a log that is
+    small, or targets that are too large."""
     distill: DistillConfig = field(default_factory=DistillConfig)
     """How the student listens to the teacher."""
     train_student: TrainConfig

@@ -2,13 +2,14 @@
 
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jobs.command import command
 from jobs.on_ray import start_ray
 from jobs.presets import Preset
 from recsys.data.sequences import Dataset
+from recsys.distill.answers import LiveTeacher, TargetsConfig
 from recsys.distill.objective import DistillConfig
 from recsys.files import run_stage
 from recsys.models import StudentConfig
@@ -27,7 +28,7 @@ class Search:
     teacher: Path
     """The teacher's model directory, to compare with."""
     targets: Path
-    """The teacher's answers, from jobs.distill."""
+    """The teacher's answers, from jobs.distill, unless it is asked live."""
     models: tuple[Path, ...]
     """Model directories that are points of the frontier already."""
     output: Path
@@ -45,6 +46,10 @@ class Search:
     """How long to search, and over what."""
     choose: ChooseConfig
     """Which point is served; another choice does not search again."""
+    keep: TargetsConfig = field(default_factory=TargetsConfig)
+    """What a teacher is asked for live."""
+    live: bool = False
+    """Whether students ask the teacher in every step."""
 
     @classmethod
     def from_preset(cls, preset: Preset, directory: Path) -> "Search":
@@ -57,10 +62,12 @@ class Search:
             output=directory / "frontier",
             chosen=directory / "chosen",
             student=preset.student,
+            keep=preset.targets,
             distill=preset.distill,
             train=preset.train_student,
             search=preset.search,
             choose=preset.choose,
+            live=preset.live,
         )
 
 
@@ -69,11 +76,18 @@ def run(job: Search) -> Path:
     seeds = {path.name: path for path in job.models}
     if len(seeds) < len(job.models):
         raise ValueError(f"two of the models have the same name: {', '.join(map(str, job.models))}")
+    answers = {} if job.live else {"targets": job.targets}
     run_stage(
         job.output,
         name="search",
-        config=(job.student, job.distill, job.train, replace(job.search, max_concurrent=1)),
-        inputs={"dataset": job.dataset, "teacher": job.teacher, "targets": job.targets, **seeds},
+        config=(
+            job.student,
+            job.distill,
+            job.train,
+            replace(job.search, max_concurrent=1),
+            job.keep if job.live else None,
+        ),
+        inputs={"dataset": job.dataset, "teacher": job.teacher, **answers, **seeds},
         build=lambda directory: _search(job, directory, seeds),
         scratch=("points", "study"),
     )
@@ -96,7 +110,7 @@ def _copy(picked: Path, directory: Path) -> None:
 def _search(job: Search, directory: Path, seeds: dict[str, Path]) -> None:
     material = Material(
         dataset=job.dataset.resolve(),
-        targets=job.targets.resolve(),
+        teacher=LiveTeacher(job.teacher, job.keep) if job.live else job.targets.resolve(),
         train=replace(job.train, epochs=job.search.epochs, num_threads=1),
     )
     if job.search.num_trials:

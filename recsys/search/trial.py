@@ -14,6 +14,7 @@ from recsys.compress.package import calibration_histories, package
 from recsys.compress.recover import recovery
 from recsys.config import to_json
 from recsys.data.sequences import Dataset
+from recsys.distill.answers import LiveTeacher
 from recsys.distill.objective import Distillation
 from recsys.files import fingerprint, read_json, write_json
 from recsys.search.pareto import ACCURACY, LATENCY, SIZE
@@ -30,8 +31,8 @@ class Material:
 
     dataset: Path
     """The prepared dataset."""
-    targets: Path
-    """The teacher's answers."""
+    teacher: Path | LiveTeacher
+    """The directory of the teacher's answers, or the teacher."""
     train: TrainConfig
     """How students are trained."""
 
@@ -74,9 +75,15 @@ def row_of(name: str, report: Mapping[str, Any], *, config: Any) -> dict[str, An
     }
 
 
+def _parent(teacher: Path | LiveTeacher) -> dict[str, str]:
+    if isinstance(teacher, LiveTeacher):
+        return {"teacher": fingerprint(teacher.directory)}
+    return {"targets": fingerprint(teacher)}
+
+
 def _build(point: Point, material: Material, directory: Path) -> dict[str, Any]:
     dataset = Dataset.open(material.dataset)
-    objective = Distillation(material.targets, point.distill)
+    objective = Distillation(material.teacher, point.distill)
     task = Task(
         dataset=material.dataset,
         model=point.model,
@@ -93,7 +100,7 @@ def _build(point: Point, material: Material, directory: Path) -> dict[str, Any]:
     )
     parents = {
         "dataset": fingerprint(material.dataset),
-        "targets": fingerprint(material.targets),
+        **_parent(material.teacher),
     }
     return package(
         model,

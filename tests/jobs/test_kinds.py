@@ -91,6 +91,7 @@ def test_a_gru_learns_from_an_ensemble_is_compressed_and_served(
             model=student,
             dataset=dataset_directory,
             output=directory / "compressed",
+            teacher=directory / "teacher",
             targets=directory / "targets",
             recipe=(FactorizeItems(rank=12), Quantize()),
             distill=DistillConfig(),
@@ -122,6 +123,21 @@ def test_a_student_starts_as_its_teacher_and_asks_it_live(directory, dataset_dir
     assert not job.targets.exists()
     assert report_of(job.output)["ndcg@10"] > 0.3  # after one epoch
     assert not (job.output / "initial").exists()
+    recovered = compress.run(
+        Compress(
+            model=job.output,
+            dataset=dataset_directory,
+            output=directory / "recovered",
+            teacher=job.teacher,
+            targets=job.targets,
+            recipe=(Quantize(bits=4, recover_epochs=1),),
+            keep=job.keep,
+            distill=job.distill,
+            train=TRAIN,
+            live=True,
+        )
+    )
+    assert report_of(recovered)["ndcg@10"] > 0.3
 
 
 def test_a_student_that_is_no_smaller_teacher_is_refused(directory, dataset_directory):
@@ -150,6 +166,7 @@ def test_what_cannot_be_served_is_not_compressed(directory, dataset_directory):
                 model=directory / "hstu",
                 dataset=dataset_directory,
                 output=directory / "none",
+                teacher=directory / "teacher",
                 targets=directory / "targets",
                 recipe=(Quantize(),),
                 distill=DistillConfig(),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,8 +17,9 @@ from jobs import distill, train
 from jobs.search import Search
 from jobs.search import run as run_search
 from recsys.compress import Quantize
-from recsys.distill.answers import TargetsConfig
+from recsys.distill.answers import LiveTeacher, TargetsConfig
 from recsys.distill.objective import DistillConfig
+from recsys.files import fingerprint
 from recsys.models import TransformerConfig
 from recsys.search import trial
 from recsys.search.space import ChooseConfig, Point, SearchConfig
@@ -59,7 +61,7 @@ def directory(dataset_directory):
 
 @pytest.fixture
 def material(directory):
-    return Material(dataset=directory / "dataset", targets=directory / "targets", train=TRAIN)
+    return Material(dataset=directory / "dataset", teacher=directory / "targets", train=TRAIN)
 
 
 def test_a_point_is_measured_once_and_says_what_it_is(material, tmp_path):
@@ -70,6 +72,14 @@ def test_a_point_is_measured_once_and_says_what_it_is(material, tmp_path):
     assert row["report"]["export"]["precision"] == "int8"
     assert row["report"]["train_seconds"] > 0
     assert not (tmp_path / POINT.name / "checkpoints").exists()
+
+
+def test_a_trial_may_ask_the_teacher_live(material, directory, tmp_path):
+    live = LiveTeacher(directory / "teacher", TargetsConfig(top_k=5))
+    row = measure(POINT, replace(material, teacher=live), tmp_path)
+    assert row["report"]["ndcg@10"] > 0
+    parents = json.loads((tmp_path / POINT.name / "config.json").read_text())["parents"]
+    assert parents["teacher"] == fingerprint(directory / "teacher")
 
 
 def test_the_same_point_twice_at_a_time_is_measured_once(material, tmp_path, monkeypatch):
