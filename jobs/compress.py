@@ -73,7 +73,7 @@ class Compress:
 def run(job: Compress) -> Path:
     """Compresses, unless that is done, and returns the compressed model directory."""
     inputs = {"dataset": job.dataset, "model": job.model}
-    if any(getattr(step, "recover_epochs", 0) for step in job.recipe):
+    if any(step.recover_epochs for step in job.recipe):
         inputs |= {"teacher": job.teacher} if job.live else {"targets": job.targets}
     run_stage(
         job.output,

@@ -55,7 +55,7 @@ def choose(
         raise ValueError("the frontier is empty: run jobs.search")
     if point not in RULES:
         return _named(rows, point)
-    enough = [row for row in rows if row[ACCURACY] >= (1 - tolerance) * teacher_accuracy]
+    enough = [row for row in rows if _is_within(row, teacher_accuracy, tolerance)]
     if not enough:
         return max(rows, key=lambda row: row[ACCURACY])
     cost = SIZE if point == "smallest" else LATENCY
@@ -68,9 +68,13 @@ def rule_of(
     """Returns by which rule `choose` has picked a row, in words."""
     if point not in RULES:
         return "asked for by its name"
-    if row[ACCURACY] >= (1 - tolerance) * teacher_accuracy:
+    if _is_within(row, teacher_accuracy, tolerance):
         return f"the {point} within {tolerance:.1%} of the teacher"
     return f"the most accurate: none is within {tolerance:.1%} of the teacher"
+
+
+def _is_within(row: Mapping[str, Any], teacher_accuracy: float, tolerance: float) -> bool:
+    return row[ACCURACY] >= (1 - tolerance) * teacher_accuracy
 
 
 def _named(rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
