@@ -148,13 +148,20 @@ def gbce(
     that is drawn: the power b undoes the overconfidence that comes with few negatives. t = 0 is
     plain binary cross-entropy, t = 1 gives calibrated probabilities.
 
+    An item's odds are exp(score) b / M and not exp(score), which changes no order: a model that has
+    learnt nothing, whose scores are 0, then has nothing to gain by moving all of them. Else pushing
+    M negatives down is all that the first steps do, and items that are inputs, too, end up with one
+    direction in common that drowns what tells them apart. (A prior as in the focal loss's, Lin et
+    al., arXiv 1708.02002, section 4.1.)
+
     Args:
         skipped_NM: as for `sampled_softmax`.
     """
     share = len(negatives_MD) / max(num_items - 1, 1)
     power = share * (calibration * (1 - 1 / share) + 1 / share)
-    positive_N = (states_ND * positives_ND).sum(dim=-1).float()
-    negative_NM = logsigmoid(-(states_ND @ negatives_MD.T).float())
+    prior = math.log(power / len(negatives_MD))
+    positive_N = (states_ND * positives_ND).sum(dim=-1).float() + prior
+    negative_NM = logsigmoid(-(states_ND @ negatives_MD.T).float() - prior)
     negative_NM = negative_NM.masked_fill(skipped_NM, 0)
     return -power * logsigmoid(positive_N).sum() - negative_NM.sum()
 

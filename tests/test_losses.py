@@ -195,7 +195,7 @@ def test_the_sample_estimates_the_sum_over_the_catalogue_without_bias():
 
 @pytest.mark.parametrize(("calibration", "power"), [(0.0, 1.0), (1.0, 0.5), (0.5, 0.75)])
 def test_gbce_by_hand(calibration, power):
-    # Of 5 items 2 are drawn: a = 1/2. s(ln 3) = 3/4, s(0) = 1/2; the third draw is the target.
+    # Of 5 items 2 are drawn: a = 1/2. Odds are 3 b/2 and b/2; the first draw is the target.
     loss = losses.gbce(
         torch.ones(1, 1),
         torch.tensor([[LOG(3)]]),
@@ -204,4 +204,18 @@ def test_gbce_by_hand(calibration, power):
         num_items=5,
         calibration=calibration,
     )
-    assert loss.item() == pytest.approx(-power * LOG(3 / 4) - LOG(1 / 2))
+    odds = 3 * power / 2
+    expected = -power * LOG(odds / (1 + odds)) - LOG(1 / (1 + power / 2))
+    assert loss.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
+def test_gbce_leaves_scores_where_they_start_but_for_what_tells_items_apart(calibration):
+    states_ND = torch.zeros(1, 1, requires_grad=True)
+    vectors_MD = torch.ones(20, 1)  # all alike: there is nothing to learn
+    skipped_NM = torch.zeros(1, 20, dtype=torch.bool)
+    loss = losses.gbce(
+        states_ND, torch.ones(1, 1), vectors_MD, skipped_NM, num_items=100, calibration=calibration
+    )
+    loss.backward()
+    assert states_ND.grad.item() == pytest.approx(0, abs=1e-6)
