@@ -1,5 +1,6 @@
 """What the command lines of all benchmarks have in common."""
 
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -37,7 +38,10 @@ def command(
 def run(results: Results, options: Options, measure: Measure[Options], markdown: Markdown) -> None:
     """Measures what is not measured yet and prints the table, or writes it to the README."""
     if not options.readme:
-        measure(results, options)
+        try:
+            measure(results, options)
+        except subprocess.CalledProcessError as error:
+            sys.exit(error.returncode)  # it has said why
     dataset = getattr(options, "dataset", None)
     text = markdown([row for row in results.rows() if dataset in (None, row.dataset)])
     print(text)

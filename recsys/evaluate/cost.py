@@ -15,6 +15,8 @@ from recsys.evaluate.engine import OnnxModel
 
 LIST_LENGTH = 10
 PACKAGES = ("torch", "onnxruntime", "numpy", "pyarrow", "ray")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimddp", "bf16")
+"""What the speed of products depends on, as Linux names it: processors of one name differ."""
 
 
 def size_bytes(directory: Path) -> int:
@@ -50,16 +52,25 @@ def _time_call(model: OnnxModel, histories: Sequence[np.ndarray], call: int, siz
 
 
 def hardware() -> dict[str, Any]:
-    """Returns processor, cores and memory of this machine."""
+    """Returns processor, cores and memory of this machine, and which of `INSTRUCTIONS` it has."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {"cpu": _processor(), "cores": os.cpu_count(), "memory_gib": round(pages / 2**30)}
+    present = _cpuinfo("flags", "Features").split()
+    return {
+        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "instructions": [name for name in INSTRUCTIONS if name in present],
+        "cores": os.cpu_count(),
+        "memory_gib": round(pages / 2**30),
+    }
 
 
-def _processor() -> str:
+def _cpuinfo(*keys: str) -> str:
+    """Returns what Linux says of the first processor under any of `keys`; nothing elsewhere."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    for line in info.read_text().splitlines() if info.exists() else []:
+        key, _, value = line.partition(":")
+        if key.strip() in keys:
+            return value.strip()
+    return ""
 
 
 def versions() -> dict[str, str]:

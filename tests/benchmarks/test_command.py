@@ -5,6 +5,7 @@ import pytest
 from benchmarks import rows
 from benchmarks.command import command, run
 from benchmarks.rows import Results, Subject, values_of
+from benchmarks.variants import job
 
 
 def measure(results, options):
@@ -44,3 +45,15 @@ def test_what_a_user_can_cause_is_one_line(monkeypatch):
     monkeypatch.setattr("sys.argv", ["some"])
     with pytest.raises(SystemExit, match="error: no such thing"):
         command("some", refused, measure, markdown)
+
+
+def test_a_job_that_fails_has_said_why_and_its_code_is_the_benchmarks(tmp_path, capfd):
+    def failing(results, options):
+        job("prepare", ["quickstart", "--log", str(tmp_path / "none.csv")], output=tmp_path / "to")
+
+    with pytest.raises(SystemExit) as ended:
+        run(Results("some", tmp_path), SimpleNamespace(readme=False), failing, markdown)
+    assert ended.value.code == 2
+    said = capfd.readouterr().err
+    assert said.startswith("error: ")
+    assert "Traceback" not in said

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from recsys.evaluate.cost import hardware, latency_ms, size_bytes, versions
 
@@ -54,4 +55,6 @@ def test_machine_and_versions_are_named():
     assert machine["cpu"]
     assert machine["cores"] >= 1
     assert machine["memory_gib"] >= 1
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert ("avx512f" in machine["instructions"]) == ("AVX512" in capability)
     assert {"python", "onnxruntime", "torch"} <= versions().keys()
