@@ -10,6 +10,7 @@ from jobs.command import command
 from jobs.presets import Preset
 from jobs.recipes import RecipeFlag
 from jobs.train import train_on
+from recsys.checkpoint import Origin, read_model_config, scores_seen
 from recsys.compress import compress
 from recsys.compress.package import calibration_histories, package
 from recsys.compress.recover import recovery
@@ -73,7 +74,7 @@ class Compress:
 def run(job: Compress) -> Path:
     """Compresses, unless that is done, and returns the compressed model directory."""
     inputs = {"dataset": job.dataset, "model": job.model}
-    if any(step.recover_epochs for step in job.recipe):
+    if _recovers(job):
         inputs |= {"teacher": job.teacher} if job.live else {"targets": job.targets}
     run_stage(
         job.output,
@@ -92,9 +93,14 @@ def run(job: Compress) -> Path:
     return job.output
 
 
+def _recovers(job: Compress) -> bool:
+    return any(step.recover_epochs for step in job.recipe)
+
+
 def _compress(job: Compress, directory: Path) -> None:
     started = time.perf_counter()
     dataset = Dataset.open(job.dataset)
+    forgets_seen = _recovers(job) and job.distill.leave_out_seen
     source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
     model, precision = compress(
         load_model(job.model),
@@ -112,11 +118,14 @@ def _compress(job: Compress, directory: Path) -> None:
         model,
         directory,
         dataset,
-        role="compressed",
+        origin=Origin(
+            role="compressed",
+            parents={"model": fingerprint(job.model), "dataset": fingerprint(job.dataset)},
+            recipe=job.recipe,
+            scores_seen=scores_seen(read_model_config(job.model)) and not forgets_seen,
+        ),
         seed=job.train.seed,
         precision=precision,
-        recipe=job.recipe,
-        parents={"model": fingerprint(job.model), "dataset": fingerprint(job.dataset)},
         extra={"train_seconds": round(time.perf_counter() - started, 1)},
     )
 

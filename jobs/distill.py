@@ -10,11 +10,11 @@ from jobs.command import command
 from jobs.on_ray import start_ray
 from jobs.presets import Preset
 from jobs.train import SCRATCH, train_model
-from recsys.checkpoint import ITEMS
+from recsys.checkpoint import ITEMS, Origin
 from recsys.compress.package import calibration_histories
 from recsys.compress.shrink import shrink
 from recsys.data.sequences import Dataset
-from recsys.distill.answers import LiveTeacher, TargetsConfig
+from recsys.distill.answers import LiveTeacher, TargetsConfig, require_scores
 from recsys.distill.objective import Distillation, DistillConfig
 from recsys.distill.targets import require_room, write_targets
 from recsys.files import fingerprint, run_stage
@@ -84,6 +84,7 @@ class Distill:
 def run(job: Distill) -> Path:
     """Distils, as far as that is not done, and returns the student's model directory."""
     job.distill.require(job.keep)
+    require_scores(job.teacher, job.keep)
     if job.alone is not None:
         _train_alone(job, job.alone)
     made_from = {"dataset": job.dataset}
@@ -119,14 +120,14 @@ def _distill(job: Distill, directory: Path, made_from: Mapping[str, Path]) -> No
         objective=Distillation(source, job.distill),
         initial=_initial(job, directory) if job.start == "teacher" else None,
     )
-    _train(job, task, directory, made_from)
+    _train(job, task, directory, _origin(made_from, job.distill.leave_out_seen))
 
 
 def _initial(job: Distill, directory: Path) -> Path:
     """Writes the teacher, cut to the student's shape, and returns its model directory."""
     dataset = Dataset.open(job.dataset)
     student = shrink(load_model(job.teacher), job.model, histories=calibration_histories(dataset))
-    save(student, directory / INITIAL, items=job.dataset / ITEMS, role="student")
+    save(student, directory / INITIAL, items=job.dataset / ITEMS, origin=Origin(role="student"))
     return directory / INITIAL
 
 
@@ -142,14 +143,20 @@ def _train_alone(job: Distill, output: Path) -> None:
         name="student-alone",
         config=(job.model, job.train, job.loss, job.num_workers),
         inputs={"dataset": job.dataset},
-        build=lambda directory: _train(job, task, directory, {"dataset": job.dataset}),
+        build=lambda directory: _train(
+            job, task, directory, _origin({"dataset": job.dataset}, job.loss.leave_out_seen)
+        ),
         scratch=SCRATCH,
     )
 
 
-def _train(job: Distill, task: Task, directory: Path, made_from: Mapping[str, Path]) -> None:
+def _origin(made_from: Mapping[str, Path], leave_out_seen: bool) -> Origin:
     parents = {name: fingerprint(path) for name, path in made_from.items()}
-    train_model(task, directory, role="student", num_workers=job.num_workers, parents=parents)
+    return Origin(role="student", parents=parents, scores_seen=not leave_out_seen)
+
+
+def _train(job: Distill, task: Task, directory: Path, origin: Origin) -> None:
+    train_model(task, directory, origin=origin, num_workers=job.num_workers)
 
 
 def _write_targets(job: Distill, directory: Path) -> None:

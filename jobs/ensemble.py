@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jobs.command import command
 from jobs.presets import Preset
+from recsys.checkpoint import Origin, read_model_config, scores_seen
 from recsys.compress.package import package
 from recsys.data.sequences import Dataset
 from recsys.evaluate.report import check_catalogue
@@ -49,9 +50,12 @@ def run(job: Ensemble) -> Path:
             join([load_model(member) for member in job.members]),
             directory,
             dataset,
-            role="teacher",
+            origin=Origin(
+                role="teacher",
+                parents={name: fingerprint(member) for name, member in inputs.items()},
+                scores_seen=all(scores_seen(read_model_config(member)) for member in job.members),
+            ),
             seed=job.seed,
-            parents={name: fingerprint(member) for name, member in inputs.items()},
         )
 
     run_stage(

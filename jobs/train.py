@@ -2,13 +2,13 @@
 
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.command import command
 from jobs.on_ray import start_ray
 from jobs.presets import Preset
+from recsys.checkpoint import Origin
 from recsys.compress.package import package
 from recsys.data.sequences import Dataset
 from recsys.files import fingerprint, run_stage
@@ -65,9 +65,12 @@ def run(job: Train) -> Path:
         train_model(
             task,
             directory,
-            role="teacher",
+            origin=Origin(
+                role="teacher",
+                parents={"dataset": fingerprint(job.dataset)},
+                scores_seen=not job.loss.leave_out_seen,
+            ),
             num_workers=job.num_workers,
-            parents={"dataset": fingerprint(job.dataset)},
         )
 
     run_stage(
@@ -81,14 +84,8 @@ def run(job: Train) -> Path:
     return job.output
 
 
-def train_model(
-    task: Task, directory: Path, *, role: str, num_workers: NumWorkers, parents: Mapping[str, str]
-) -> None:
-    """Trains what `task` says, in `directory`, and leaves a complete model directory there.
-
-    Args:
-        parents: fingerprints of what it is made from, by name.
-    """
+def train_model(task: Task, directory: Path, *, origin: Origin, num_workers: NumWorkers) -> None:
+    """Trains what `task` says, in `directory`, and leaves a complete model directory there."""
     started = time.perf_counter()
     fitted = train_on(task, directory, num_workers)
     dataset = Dataset.open(task.dataset)
@@ -98,9 +95,8 @@ def train_model(
         without_encoder(fitted.model),
         directory,
         dataset,
-        role=role,
+        origin=origin,
         seed=task.train.seed,
-        parents=parents,
         extra={
             "train_seconds": round(time.perf_counter() - started, 1),
             "peak_memory_mib": fitted.peak_memory_mib,

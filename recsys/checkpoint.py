@@ -6,6 +6,7 @@ SHA-256. Weights are safetensors and graphs are ONNX: reading either runs no cod
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +21,45 @@ SCHEMA_VERSION = 1
 CONFIG, WEIGHTS, GRAPH, ITEMS = "config.json", "model.safetensors", "model.onnx", "items.parquet"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """How a model came to be."""
+
+    role: str
+    """"teacher", "student" or "compressed"."""
+    parents: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of what it was made from, by name."""
+    recipe: Sequence[Any] = ()
+    """The compression steps that made it."""
+    scores_seen: bool = True
+    """Whether its scores of what the user has had mean anything: it has learned among all items,
+    and not among those only that are new to the user."""
+
+
 def save_model(
     directory: Path,
     *,
     config: Any,
     weights: Mapping[str, np.ndarray],
     items: Path,
-    role: str,
-    parents: Mapping[str, str] | None = None,
-    recipe: Sequence[Any] = (),
+    origin: Origin,
 ) -> None:
     """Writes a model directory.
 
     Args:
         config: the dataclass the model was built from.
         items: the `items.parquet` that maps item indexes to external ids; copied.
-        role: "teacher", "student" or "compressed".
-        parents: fingerprints of what it was made from, by name.
-        recipe: the compression steps that made it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     save_file({key: np.ascontiguousarray(w) for key, w in weights.items()}, directory / WEIGHTS)
     shutil.copyfile(items, directory / ITEMS)
     value = {
         "schema_version": SCHEMA_VERSION,
-        "role": role,
+        "role": origin.role,
         "model": to_json(config),
-        "recipe": to_json(recipe),
-        "parents": dict(parents or {}),
+        "recipe": to_json(origin.recipe),
+        "scores_seen": origin.scores_seen,
+        "parents": dict(origin.parents),
         "files": {},
     }
     write_json(directory / CONFIG, value)
@@ -95,6 +107,11 @@ def verify_model(directory: Path) -> dict[str, Any]:
         if _describe(path) != expected:
             raise ValueError(f"{path} is damaged: it differs from what was written; make it anew")
     return config
+
+
+def scores_seen(config: Mapping[str, Any]) -> bool:
+    """Returns `Origin.scores_seen` of a `config.json`; one from before does not say."""
+    return config.get("scores_seen", True)
 
 
 def load_weights(directory: Path) -> dict[str, np.ndarray]:

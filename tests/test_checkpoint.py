@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from recsys.checkpoint import load_weights, save_model, verify_model
+from recsys.checkpoint import Origin, load_weights, save_model, verify_model
 from recsys.files import read_json, write_json
 from recsys.models import TransformerConfig
 
@@ -12,7 +12,13 @@ def directory(tmp_path):
     items.write_bytes(b"not read here")
     weights = {"a": np.arange(3, dtype=np.float32)}
     directory = tmp_path / "model"
-    save_model(directory, config=TransformerConfig(), weights=weights, items=items, role="student")
+    save_model(
+        directory,
+        config=TransformerConfig(),
+        weights=weights,
+        items=items,
+        origin=Origin(role="student"),
+    )
     return directory
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.checkpoint import ITEMS, seal_model
-from recsys.compress import Recipe
+from recsys.checkpoint import ITEMS, Origin, seal_model
 from recsys.compress.export import export_onnx, has_graph
 from recsys.compress.graph import Precision
 from recsys.data.sequences import Dataset
@@ -31,11 +30,9 @@ def package(
     directory: Path,
     dataset: Dataset,
     *,
-    role: str,
+    origin: Origin,
     seed: int,
     precision: Precision = "float32",
-    recipe: Recipe = (),
-    parents: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes weights, ONNX graph and report.json; returns the report.
@@ -45,13 +42,12 @@ def package(
     measured in PyTorch: it teaches, and is not served.
 
     Args:
-        recipe: the steps that made the model, for its config.json.
         extra: further entries of the report, such as "train_seconds".
 
     Raises:
         ValueError: graph and model disagree.
     """
-    save(model, directory, items=dataset.path / ITEMS, role=role, parents=parents, recipe=recipe)
+    save(model, directory, items=dataset.path / ITEMS, origin=origin)
     histories = calibration_histories(dataset)
     exported = {}
     if has_graph(model):

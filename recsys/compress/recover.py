@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from recsys.checkpoint import ITEMS
+from recsys.checkpoint import ITEMS, Origin
 from recsys.compress import Recover
 from recsys.models import save
 from recsys.models.interface import SequenceModel
@@ -34,7 +34,7 @@ def recovery(
     def recover(model: SequenceModel, epochs: int, bits: int | None) -> SequenceModel:
         checkpoints = directory / f"recovery-{next(numbers)}"
         initial = checkpoints / "initial"
-        save(model, initial, items=dataset / ITEMS, role="compressed")
+        save(model, initial, items=dataset / ITEMS, origin=Origin(role="compressed"))
         rate = train.learning_rate * LEARNING_RATE_SHARE
         task = Task(
             dataset=dataset,

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from recsys.checkpoint import read_model_config, scores_seen
 from recsys.config import require_at_least
 from recsys.losses import LEFT_OUT, PADDING
 from recsys.models import load_model
@@ -137,10 +138,24 @@ def ask(
     return Scores(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
+def require_scores(teacher: Path, config: TargetsConfig) -> None:
+    """Checks that a teacher has learned what it is asked.
+
+    Raises:
+        ValueError: it is asked about items that the user has had, which it has not learned.
+    """
+    if not config.leave_out_seen and not scores_seen(read_model_config(teacher)):
+        raise ValueError(
+            f"{teacher} has not learned to score what a user has had: train it with "
+            "--loss.no-leave-out-seen, or leave --keep.no-leave-out-seen out"
+        )
+
+
 class LiveTeacher:
     """A `Teacher` that answers anew in every batch: nothing to store, and a forward pass a step."""
 
     def __init__(self, directory: Path, config: TargetsConfig):
+        require_scores(directory, config)
         self.directory, self.config = directory.resolve(), config
 
     @cached_property

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from recsys.checkpoint import load_weights, read_model_config, save_model, verify_model
+from recsys.checkpoint import Origin, load_weights, read_model_config, save_model, verify_model
 from recsys.config import from_json
 from recsys.models.ensemble import Ensemble, EnsembleConfig
 from recsys.models.gru import GRU, GRUConfig
@@ -90,9 +90,7 @@ def save(
     directory: Path,
     *,
     items: Path,
-    role: str,
-    parents: Mapping[str, str] | None = None,
-    recipe: Sequence[Any] = (),
+    origin: Origin,
 ) -> None:
     """Writes `model` as a model directory; see `recsys.checkpoint.save_model`."""
     weights = {name: w.detach().cpu().numpy() for name, w in model.state_dict().items()}
@@ -101,9 +99,7 @@ def save(
         config=model.config,
         weights=weights,
         items=items,
-        role=role,
-        parents=parents,
-        recipe=recipe,
+        origin=origin,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recsys.checkpoint import Origin
 from recsys.compress import compress
 from recsys.compress.package import calibration_histories, package
 from recsys.compress.recover import recovery
@@ -106,11 +107,14 @@ def _build(point: Point, material: Material, directory: Path) -> dict[str, Any]:
         model,
         directory,
         dataset,
-        role="compressed",
+        origin=Origin(
+            role="compressed",
+            parents=parents,
+            recipe=point.recipe,
+            scores_seen=not point.distill.leave_out_seen,
+        ),
         seed=material.train.seed,
         precision=precision,
-        recipe=point.recipe,
-        parents=parents,
         extra={
             "train_seconds": round(time.perf_counter() - started, 1),
             "peak_memory_mib": fitted.peak_memory_mib,

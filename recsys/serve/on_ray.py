@@ -98,7 +98,8 @@ class Recommend:
             return _json({"status": "ok"})
         if path == "/v1/model":
             return _json(self._about())
-        document = openapi_document(self._config.limits, self._served.num_items)
+        model = self._served
+        document = openapi_document(self._config.limits, model.num_items, model.scores_seen)
         return _json(document) if path == "/openapi.json" else HTMLResponse(docs_page(document))
 
     @property
@@ -120,7 +121,12 @@ class Recommend:
         limits = self._config.limits
         try:
             body = await _read(http_request, limits)
-            request = parse_request(body, num_items=self._served.num_items, limits=limits)
+            request = parse_request(
+                body,
+                num_items=self._served.num_items,
+                limits=limits,
+                scores_seen=self._served.scores_seen,
+            )
         except RequestError as error:
             return _error(error.status, str(error))
         batched = await self._batch(request)

@@ -20,8 +20,12 @@ _BATCH_SIZE: Schema = {
 }
 
 
-def openapi_document(limits: Limits, num_items: int) -> dict[str, Any]:
-    """Returns the OpenAPI 3.1 document of an endpoint with these limits."""
+def openapi_document(limits: Limits, num_items: int, scores_seen: bool = True) -> dict[str, Any]:
+    """Returns the OpenAPI 3.1 document of an endpoint with these limits.
+
+    Args:
+        scores_seen: whether the model's scores of items of the history mean anything.
+    """
     return {
         "openapi": "3.1.0",
         "info": {"title": "recsys", "version": "1", "description": "Next-item recommendations."},
@@ -30,7 +34,7 @@ def openapi_document(limits: Limits, num_items: int) -> dict[str, Any]:
             "/v1/model": {"get": _get("The model in service: its config, report and version.")},
             "/healthz": {"get": _get("Whether the endpoint can answer.")},
         },
-        "components": {"schemas": _schemas(limits, min(num_items, limits.max_k))},
+        "components": {"schemas": _schemas(limits, min(num_items, limits.max_k), scores_seen)},
     }
 
 
@@ -66,10 +70,10 @@ def _content(name: str) -> Schema:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
 
 
-def _schemas(limits: Limits, most: int) -> dict[str, Schema]:
+def _schemas(limits: Limits, most: int, scores_seen: bool) -> dict[str, Schema]:
     text = {"type": "string"}
     return {
-        "Request": _request(limits, most),
+        "Request": _request(limits, most, scores_seen),
         "Answer": _closed(
             model_version=text,
             recommendations={
@@ -94,7 +98,7 @@ def _schemas(limits: Limits, most: int) -> dict[str, Schema]:
     }
 
 
-def _request(limits: Limits, most: int) -> Schema:
+def _request(limits: Limits, most: int, scores_seen: bool) -> Schema:
     history = {
         "type": "array",
         "maxItems": limits.max_history_items,
@@ -123,6 +127,7 @@ def _request(limits: Limits, most: int) -> Schema:
                 "type": "boolean",
                 "default": True,
                 "description": "Leave items of the history out.",
+                **({} if scores_seen else {"const": True}),
             },
         },
         "examples": [{"histories": [["1", "2"], []], "k": 10, "exclude_seen": True}],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from recsys.checkpoint import GRAPH, ITEMS, verify_model
+from recsys.checkpoint import GRAPH, ITEMS, scores_seen, verify_model
 from recsys.evaluate.engine import OnnxModel
 from recsys.files import hash_of, read_json
 from recsys.serve.schema import Item, Recommendation, Request
@@ -27,6 +27,7 @@ class Recommender:
     Attributes:
         version: a hash of the files that decide the answers.
         num_items: how many items the model can recommend.
+        scores_seen: whether its scores of items of the history mean anything.
         config, report: `config.json` and `report.json` (None where there is none).
     """
 
@@ -40,6 +41,7 @@ class Recommender:
         for name, remedy in ((GRAPH, "export it with jobs.compress"), (ITEMS, "make it anew")):
             if name not in self.config["files"]:
                 raise ValueError(f"{directory} cannot be served: it has no {name}; {remedy}")
+        self.scores_seen = scores_seen(self.config)
         report = directory / "report.json"
         self.report: dict[str, Any] | None = read_json(report) if report.exists() else None
         served = {name: self.config["files"][name]["sha256"] for name in (GRAPH, ITEMS)}

@@ -64,8 +64,13 @@ class RequestError(ValueError):
         self.status = status
 
 
-def parse_request(body: bytes, *, num_items: int, limits: Limits) -> Request:
+def parse_request(
+    body: bytes, *, num_items: int, limits: Limits, scores_seen: bool = True
+) -> Request:
     """Returns the request that `body` states.
+
+    Args:
+        scores_seen: whether the model's scores of items of the history mean anything.
 
     Raises:
         RequestError: 413 for a body that is too large, 400 for one that is not JSON, 422 for JSON
@@ -74,10 +79,17 @@ def parse_request(body: bytes, *, num_items: int, limits: Limits) -> Request:
     if len(body) > limits.max_body_bytes:
         raise too_large(limits)
     fields = _object(_decode(body))
+    exclude_seen = _flag(fields, "exclude_seen")
+    if not (exclude_seen or scores_seen):
+        raise RequestError(
+            422,
+            "'exclude_seen' must be true: this model has learned to rank what is new to a user and "
+            "nothing else; one that is trained with --loss.no-leave-out-seen ranks all items",
+        )
     return Request(
         histories=_histories(fields, limits),
         k=_k(fields, min(num_items, limits.max_k)),
-        exclude_seen=_flag(fields, "exclude_seen"),
+        exclude_seen=exclude_seen,
     )
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from recsys.checkpoint import Origin
 from recsys.compress import (
     CodebookItems,
     FactorizeItems,
@@ -108,7 +109,12 @@ def test_step_makes_a_smaller_file_that_answers_like_the_model(
     export_onnx(model, tmp_path / "before", histories=histories)
     ids = [None, *map(str, range(NUM_ITEMS))]
     pq.write_table(pa.table({"item_id": ids}), tmp_path / "items.parquet")
-    save(smaller, tmp_path / "after", items=tmp_path / "items.parquet", role="compressed")
+    save(
+        smaller,
+        tmp_path / "after",
+        items=tmp_path / "items.parquet",
+        origin=Origin(role="compressed"),
+    )
     loaded = load_model(tmp_path / "after")
     assert loaded.config == smaller.config
     parity = export_onnx(loaded, tmp_path / "after", histories=histories, precision=precision)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from recsys.checkpoint import Origin
 from recsys.data.batches import Batches, empty_batch
 from recsys.distill.answers import Answers, LiveTeacher, TargetsConfig
 from recsys.distill.objective import NEEDS_SAMPLE, Distillation, DistillConfig, Soft
@@ -30,7 +31,7 @@ def directory(dataset, dataset_directory, tmp_path_factory):
         for parameter in teacher.item_embedding.parameters():
             parameter.mul_(30)
     items = dataset_directory / "items.parquet"
-    save(teacher, directory / "teacher", items=items, role="teacher")
+    save(teacher, directory / "teacher", items=items, origin=Origin(role="teacher"))
     (directory / "targets").mkdir()
     write_targets(teacher, dataset, directory / "targets", KEEP)
     return directory

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from recsys.checkpoint import Origin
 from recsys.data.batches import Batches, first_rows
 from recsys.distill import targets as module
 from recsys.distill.answers import TargetsConfig
@@ -102,7 +103,12 @@ def test_workers_write_what_one_process_writes(dataset, dataset_directory, teach
     from recsys.distill.on_ray import write_targets_on_ray
 
     config = EVERYTHING
-    save(teacher, tmp_path / "teacher", items=dataset_directory / "items.parquet", role="teacher")
+    save(
+        teacher,
+        tmp_path / "teacher",
+        items=dataset_directory / "items.parquet",
+        origin=Origin(role="teacher"),
+    )
     for name in ("alone", "together"):
         (tmp_path / name).mkdir()
     torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import torch
 
 from jobs import evaluate
 from jobs.command import command
-from recsys.checkpoint import seal_model
+from recsys.checkpoint import Origin, seal_model
 from recsys.compress.package import package
 from recsys.models import TransformerConfig, build
 
@@ -22,7 +22,14 @@ def packaged(tmp_path_factory, dataset):
     directory = tmp_path_factory.mktemp("models") / "student"
     torch.manual_seed(0)
     model = build(CONFIG, dataset.num_items_with_padding)
-    package(model, directory, dataset, role="student", seed=0, extra={"train_seconds": 1.0})
+    package(
+        model,
+        directory,
+        dataset,
+        origin=Origin(role="student"),
+        seed=0,
+        extra={"train_seconds": 1.0},
+    )
     return directory
 
 

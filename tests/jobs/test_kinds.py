@@ -12,8 +12,11 @@ from recsys.compress import FactorizeItems, Quantize
 from recsys.distill.answers import TargetsConfig
 from recsys.distill.objective import DistillConfig
 from recsys.evaluate.engine import OnnxModel
+from recsys.files import read_json
 from recsys.models import GRUConfig, HSTUConfig, TransformerConfig, load_model
+from recsys.serve.recommender import Recommender
 from recsys.train.loop import TrainConfig
+from recsys.train.objective import LossConfig
 
 TRAIN = TrainConfig(epochs=8, batch_rows=4, learning_rate=1e-2, evaluate_every=8, num_threads=1)
 TRANSFORMER = TransformerConfig(
@@ -75,6 +78,61 @@ def test_teachers_without_a_graph_are_measured_and_their_track_is_told(directory
     assert tracks["hstu"] == tracks["teacher"] == "target's time given"
     members = [reports[name]["size_bytes"] for name in ("hstu", "transformer")]
     assert reports["teacher"]["size_bytes"] == pytest.approx(sum(members), rel=0.1)
+
+
+def test_what_was_never_learned_of_seen_items_is_not_asked(directory, dataset_directory, student):
+    assert not read_json(directory / "teacher" / "config.json")["scores_seen"]
+    assert not read_json(student / "config.json")["scores_seen"]
+    assert not Recommender(student).scores_seen
+    job = distill.Distill(
+        dataset=dataset_directory,
+        teacher=directory / "teacher",
+        targets=directory / "all-targets",
+        output=directory / "of-all",
+        model=GRU,
+        keep=TargetsConfig(top_k=5, leave_out_seen=False),
+        distill=DistillConfig(leave_out_seen=False),
+        train=replace(TRAIN, epochs=1),
+    )
+    for asked in (job, replace(job, live=True)):
+        with pytest.raises(ValueError, match=r"train it with --loss.no-leave-out-seen"):
+            distill.run(asked)
+
+
+def test_what_all_stages_learned_of_seen_items_is_served(directory, dataset_directory):
+    teacher = train.run(
+        train.Train(
+            dataset=dataset_directory,
+            output=directory / "scores-all",
+            model=GRU,
+            train=replace(TRAIN, epochs=1),
+            loss=LossConfig(leave_out_seen=False),
+            num_workers=0,
+        )
+    )
+    job = Compress(
+        model=teacher,
+        dataset=dataset_directory,
+        output=directory / "small-scores-all",
+        teacher=teacher,
+        targets=directory / "no-targets",
+        recipe=(Quantize(),),
+        distill=DistillConfig(),
+        train=TRAIN,
+    )
+    model = Recommender(compress.run(job))
+    assert model.scores_seen
+    history = list(model._item_ids[1:4])
+    everything = model.recommend([history], k=model.num_items, exclude_seen=False)
+    assert len(everything[0]["items"]) == model.num_items
+    recovered = replace(
+        job,
+        output=directory / "recovered",
+        recipe=(FactorizeItems(rank=12, recover_epochs=1),),
+        live=True,
+        train=replace(TRAIN, epochs=1, evaluate_every=1),
+    )
+    assert not Recommender(compress.run(recovered)).scores_seen
 
 
 def test_evaluating_a_model_without_a_graph_finds_the_same(directory, dataset_directory):

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from recsys.checkpoint import Origin
 from recsys.compress import Quantize, compress
 from recsys.compress.export import export_onnx
 from recsys.compress.low_rank import FactorizeItems
@@ -94,7 +95,7 @@ def test_a_model_with_content_can_be_compressed(model):
 def test_save_and_load(model, tmp_path):
     items = tmp_path / "items.parquet"
     pq.write_table(pa.table({"item_id": [None, *map(str, range(NUM_ITEMS))]}), items)
-    save(model, tmp_path / "model", items=items, role="teacher")
+    save(model, tmp_path / "model", items=items, origin=Origin(role="teacher"))
     loaded = load_model(tmp_path / "model")
     assert loaded.config == model.config
     np.testing.assert_array_equal(torch_scorer(loaded)(HISTORIES), torch_scorer(model)(HISTORIES))

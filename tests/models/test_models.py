@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from recsys.checkpoint import Origin
 from recsys.data.batches import pad_histories, pad_times
 from recsys.models import (
     EnsembleConfig,
@@ -94,7 +95,7 @@ def test_longer_histories_count_by_their_latest_items(model):
 def test_save_and_load(model, tmp_path):
     items = tmp_path / "items.parquet"
     pq.write_table(pa.table({"item_id": [None, *map(str, range(NUM_ITEMS))]}), items)
-    save(model, tmp_path / "model", items=items, role="student")
+    save(model, tmp_path / "model", items=items, origin=Origin(role="student"))
     loaded = load_model(tmp_path / "model")
     assert loaded.config == model.config
     histories = [[1, 2], [3]]

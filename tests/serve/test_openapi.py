@@ -32,6 +32,15 @@ def test_rubbish_is_none(request_body):
         validate(request_body, "Request")
 
 
+def test_seen_items_are_offered_where_they_are_scored():
+    def flag(scores_seen):
+        document = openapi_document(Limits(), num_items=30, scores_seen=scores_seen)
+        return document["components"]["schemas"]["Request"]["properties"]["exclude_seen"]
+
+    assert "const" not in flag(True)
+    assert flag(False)["const"] is True
+
+
 def test_the_page_names_every_path_and_loads_nothing_from_elsewhere():
     page = docs_page(DOCUMENT)
     assert all(path in page for path in DOCUMENT["paths"])

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.checkpoint import seal_model
+from recsys.checkpoint import Origin, seal_model
 from recsys.serve.recommender import Recommender
 from recsys.serve.schema import Request
 
@@ -216,7 +216,7 @@ def test_every_way_to_store_a_model_answers_without_torch(tmp_path):
     for name, (shape, recipe) in cases.items():
         torch.manual_seed(0)
         network, precision = compress(build(shape, 301).eval(), recipe, histories=histories)
-        save(network, tmp_path / name, items=items, role="compressed")
+        save(network, tmp_path / name, items=items, origin=Origin(role="compressed"))
         export_onnx(network, tmp_path / name, histories=histories, precision=precision)
         seal_model(tmp_path / name)
     asked = [[f"film {i}" for i in history] for history in histories]
@@ -254,7 +254,7 @@ def test_an_exported_transformer_recommends_what_pytorch_ranks(tmp_path, precisi
     items = tmp_path / "items.parquet"
     ids = [None, *(f"film {i}" for i in range(1, 41))]
     pq.write_table(pa.table({"item_id": ids, "popularity": [0, *range(40)]}), items)
-    save(network, tmp_path / "model", items=items, role="student")
+    save(network, tmp_path / "model", items=items, origin=Origin(role="student"))
     histories = [np.array([3, 1, 2]), np.array([40, 7, 7, 9, 20, 11, 12])]
     export_onnx(network, tmp_path / "model", histories=histories, precision=precision)
     seal_model(tmp_path / "model")

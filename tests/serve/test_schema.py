@@ -23,6 +23,15 @@ def test_defaults():
     assert parse({"histories": [["a"]]}) == Request(histories=(("a",),), k=10, exclude_seen=True)
 
 
+def test_a_model_that_ranks_new_items_only_is_asked_for_nothing_else():
+    asked = b'{"histories": [["a"]], "exclude_seen": false}'
+    with pytest.raises(RequestError, match=r"loss.no-leave-out-seen") as refused:
+        parse_request(asked, num_items=50, limits=LIMITS, scores_seen=False)
+    assert refused.value.status == 422
+    asked = asked.replace(b"false", b"true")
+    assert parse_request(asked, num_items=50, limits=LIMITS, scores_seen=False).exclude_seen
+
+
 def test_default_k_fits_a_small_catalogue():
     request = parse_request(b'{"histories": [[]]}', num_items=4, limits=LIMITS)
     assert request.k == 4

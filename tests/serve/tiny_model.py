@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
-from recsys.checkpoint import save_model, seal_model
+from recsys.checkpoint import Origin, save_model, seal_model
 
 NUM_ITEMS = 6
 MAX_LENGTH = 3
@@ -29,7 +29,7 @@ def write_model(directory: Path, *, sign: float = 1.0, num_items: int = NUM_ITEM
     items = directory / "given.parquet"
     pq.write_table(pa.table({"item_id": pa.array(ids), "popularity": popularity}), items)
     config = {"kind": "TinyConfig", "sign": sign}
-    save_model(directory, config=config, weights={}, items=items, role="student")
+    save_model(directory, config=config, weights={}, items=items, origin=Origin(role="student"))
     items.unlink()
     onnx.save(_graph(sign, num_items), directory / "model.onnx")
     seal_model(directory)

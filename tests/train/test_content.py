@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.checkpoint import Origin
 from recsys.compress.package import package
 from recsys.data.content import ContentConfig, mean_of, write_content
 from recsys.data.sequences import Dataset
@@ -69,7 +70,7 @@ def test_content_ranks_items_that_training_never_met(dataset, tmp_path):
     assert reports[1]["warm"]["hr@10"] > 0.9 * reports[0]["warm"]["hr@10"]
 
     # What is served is a plain table; the directory holds all that the teacher needs.
-    report = package(teacher, tmp_path / "teacher", dataset, role="teacher", seed=0)
+    report = package(teacher, tmp_path / "teacher", dataset, origin=Origin(role="teacher"), seed=0)
     assert report["cold"]["hr@10"] == pytest.approx(with_content, abs=0.02)
     loaded = load_model(tmp_path / "teacher")
     write_targets(loaded, dataset, tmp_path, TargetsConfig(top_k=4))
@@ -85,7 +86,7 @@ def test_a_text_encoder_learns_and_can_be_used_again(dataset, tmp_path):
     teacher = without_encoder(fitted.model)
     assert save_encoder(fitted.model, dataset, tmp_path / "encoder")
     assert not save_encoder(teacher, dataset, tmp_path / "none")
-    report = package(teacher, tmp_path / "teacher", dataset, role="teacher", seed=0)
+    report = package(teacher, tmp_path / "teacher", dataset, origin=Origin(role="teacher"), seed=0)
     assert report["validation"]["ndcg@10"] == pytest.approx(fitted.history[-1]["ndcg@10"], abs=0.01)
 
     # The same features again, from the encoder's directory.
