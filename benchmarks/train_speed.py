@@ -37,7 +37,7 @@ from benchmarks.systems.work import Quality, Speed, Work
 from benchmarks.variants import RUNS, prepare
 from recsys.data.sequences import Dataset
 from recsys.models import TransformerConfig
-from recsys.train.loop import has_bfloat16
+from recsys.train.config import has_bfloat16
 
 BENCHMARK = "train_speed"
 LENGTHS = {"synthetic": 50, "movielens-1m": 200, "amazon-beauty": 50}

@@ -19,8 +19,8 @@ from recsys.distill.answers import LiveTeacher, TargetsConfig
 from recsys.distill.objective import Distillation, DistillConfig
 from recsys.files import fingerprint, run_stage
 from recsys.models import load_model
+from recsys.train.config import TrainConfig
 from recsys.train.fit import NumWorkers
-from recsys.train.loop import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

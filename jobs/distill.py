@@ -19,8 +19,8 @@ from recsys.distill.objective import Distillation, DistillConfig
 from recsys.distill.targets import require_room, write_targets
 from recsys.files import fingerprint, run_stage
 from recsys.models import StudentConfig, load_model, save
+from recsys.train.config import TrainConfig
 from recsys.train.fit import NumWorkers, Task, most
-from recsys.train.loop import TrainConfig
 from recsys.train.objective import LossConfig, objective
 
 INITIAL = "initial"

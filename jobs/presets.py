@@ -9,8 +9,8 @@ from recsys.distill.answers import TargetsConfig
 from recsys.distill.objective import DistillConfig
 from recsys.models import GRUConfig, HSTUConfig, ModelConfig, StudentConfig, TransformerConfig
 from recsys.search.space import ChooseConfig, SearchConfig
+from recsys.train.config import TrainConfig
 from recsys.train.fit import NumWorkers
-from recsys.train.loop import TrainConfig
 from recsys.train.objective import LossConfig
 
 

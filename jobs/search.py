@@ -16,7 +16,7 @@ from recsys.models import StudentConfig
 from recsys.search.frontier import choose_point, references, write_frontier
 from recsys.search.space import ChooseConfig, SearchConfig
 from recsys.search.trial import Material
-from recsys.train.loop import TrainConfig
+from recsys.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from recsys.compress.package import package
 from recsys.data.sequences import Dataset
 from recsys.files import fingerprint, run_stage
 from recsys.models import ModelConfig, without_encoder
+from recsys.train.config import TrainConfig
 from recsys.train.fit import Fitted, NumWorkers, Task, fit, save_encoder
-from recsys.train.loop import TrainConfig
 from recsys.train.objective import LossConfig, objective
 
 TEXT_ENCODER = "text-encoder"

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from recsys import losses
-from recsys.train.loop import has_compiler
+from recsys.train.config import has_compiler
 
 LOG = math.log
 

@@ -23,8 +23,8 @@ from recsys.evaluate.cost import versions
 from recsys.files import read_json, write_json
 from recsys.models import TransformerConfig
 from recsys.models.interface import SequenceModel, torch_scorer
+from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit
-from recsys.train.loop import TrainConfig
 from recsys.train.objective import TensorBatch, next_item
 
 NUM_OPERATORS = 15  # of a profile

@@ -9,8 +9,8 @@ from recsys.checkpoint import ITEMS, Origin
 from recsys.compress import Recover
 from recsys.models import save
 from recsys.models.interface import SequenceModel
+from recsys.train.config import TrainConfig
 from recsys.train.fit import Fitted, Task, fit
-from recsys.train.loop import TrainConfig
 from recsys.train.objective import Objective
 
 LEARNING_RATE_SHARE = 0.25  # of the training before: the model starts near where it should end

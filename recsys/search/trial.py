@@ -20,8 +20,8 @@ from recsys.distill.objective import Distillation
 from recsys.files import fingerprint, read_json, write_json
 from recsys.search.pareto import ACCURACY, LATENCY, SIZE
 from recsys.search.space import Point
+from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit
-from recsys.train.loop import TrainConfig
 
 ROW, CHECKPOINTS = "row.json", "checkpoints"
 

@@ -16,7 +16,8 @@ from recsys.models import ModelConfig, TransformerConfig, build, load_model
 from recsys.models.interface import SequenceModel, torch_scorer
 from recsys.models.item_table import ItemContent, ItemText, TextItemTable
 from recsys.models.rounding import keep_weights, round_weights
-from recsys.train.loop import Checkpoints, FileCheckpoints, TrainConfig, Workers, train
+from recsys.train.config import TrainConfig
+from recsys.train.loop import Checkpoints, FileCheckpoints, Workers, train
 from recsys.train.objective import Objective, next_item
 
 NumWorkers = int | tuple[int, int]

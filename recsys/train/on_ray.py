@@ -30,8 +30,9 @@ from torch.utils._pytree import tree_map
 
 from recsys.data.sequences import Dataset
 from recsys.models.rounding import keep_weights
+from recsys.train.config import has_bfloat16
 from recsys.train.fit import Fitted, NumWorkers, Task, fit, start_model
-from recsys.train.loop import State, Workers, epoch_batches, has_bfloat16
+from recsys.train.loop import State, Workers, epoch_batches
 
 NAME, STATE = "checkpoints", "checkpoint.pt"
 MAX_FAILURES = 3

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from recsys.config import require_at_least
 from recsys.data.texts import LabelledTexts
 from recsys.models.text import TextClassifier
-from recsys.train.loop import has_bfloat16
+from recsys.train.config import has_bfloat16
 
 VALIDATION_SHARE = 0.1
 

@@ -10,7 +10,7 @@ from recsys.compress.codebook import CodebookItems, codebook_items, kmeans
 from recsys.compress.recover import recovery
 from recsys.models import GRUConfig, TransformerConfig, build
 from recsys.models.interface import torch_scorer
-from recsys.train.loop import TrainConfig
+from recsys.train.config import TrainConfig
 from recsys.train.objective import next_item
 
 NUM_ITEMS = 400

@@ -15,7 +15,7 @@ from recsys.evaluate.engine import OnnxModel
 from recsys.files import read_json
 from recsys.models import GRUConfig, HSTUConfig, TransformerConfig, load_model
 from recsys.serve.recommender import Recommender
-from recsys.train.loop import TrainConfig
+from recsys.train.config import TrainConfig
 from recsys.train.objective import LossConfig
 
 TRAIN = TrainConfig(epochs=8, batch_rows=4, learning_rate=1e-2, evaluate_every=8, num_threads=1)

@@ -24,7 +24,7 @@ from recsys.models import TransformerConfig
 from recsys.search import trial
 from recsys.search.space import ChooseConfig, Point, SearchConfig
 from recsys.search.trial import ROW, Material, measure
-from recsys.train.loop import TrainConfig
+from recsys.train.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 MODEL = TransformerConfig(

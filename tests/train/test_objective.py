@@ -7,8 +7,8 @@ from torch.nn import functional
 from recsys.data.batches import Batches
 from recsys.models import TransformerConfig, build
 from recsys.models.interface import PackedRows
+from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit
-from recsys.train.loop import TrainConfig
 from recsys.train.objective import (
     LossConfig,
     NextItem,

@@ -16,8 +16,9 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 )
 
 from recsys.models import TransformerConfig
+from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit
-from recsys.train.loop import FileCheckpoints, TrainConfig
+from recsys.train.loop import FileCheckpoints
 from recsys.train.objective import next_item
 
 MODEL = TransformerConfig(

@@ -18,8 +18,9 @@ from recsys.losses import SoftLabels, cross_entropy
 from recsys.models import TransformerConfig, build
 from recsys.models.interface import PackedRows
 from recsys.models.item_table import DenseItemTable
+from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit
-from recsys.train.loop import FileCheckpoints, TrainConfig, Workers
+from recsys.train.loop import FileCheckpoints, Workers
 from recsys.train.objective import TensorBatch, to_tensors
 from recsys.train.sharded import ShardedItemTable, shard
 
