@@ -88,6 +88,13 @@ class DistillConfig:
         """Whether the loss reads states or item vectors of the teacher."""
         return bool(self.hint_weight or self.contrast_weight or self.relation_weight)
 
+    @property
+    def unread(self) -> set[str]:
+        """Columns of targets that the loss does not read."""
+        sample = set() if self.soft in NEEDS_SAMPLE else {"sampled_NM", "sampled_scores_NM"}
+        states = set() if self.hint_weight or self.contrast_weight else {"states_NE"}
+        return sample | states
+
     def require(self, kept: TargetsConfig | Collection[str]) -> None:
         """Checks that the targets hold what the loss reads.
 
@@ -163,8 +170,8 @@ class Distillation:
         if isinstance(self.source, LiveTeacher):
             self.config.require(self.source.config)
             return self.source
-        targets = Targets(self.source)
-        self.config.require(targets.columns)
+        targets = Targets(self.source, unread=self.config.unread)
+        self.config.require(targets.kept)
         return targets
 
     @cached_property

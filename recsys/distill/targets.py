@@ -7,7 +7,7 @@ teacher's probability; if asked for, a sample of all items and the teacher's sta
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -172,10 +172,17 @@ def _column(values: np.ndarray) -> pa.Array:
 
 
 class Targets:
-    """A `Teacher` that has spoken: read access to `targets/` through a memory map."""
+    """A `Teacher` that has spoken: read access to `targets/` through a memory map.
 
-    def __init__(self, directory: Path):
+    Attributes:
+        kept: names of the columns that are kept.
+    """
+
+    def __init__(self, directory: Path, *, unread: Collection[str] = ()):
         """Opens all files.
+
+        Args:
+            unread: columns that are not looked up.
 
         Raises:
             ValueError: `directory` holds no targets.
@@ -186,14 +193,11 @@ class Targets:
         self.directory = directory
         self.shards = [_read(path) for path in paths]
         self.starts = np.cumsum([0, *(len(shard["items_NK"]) for shard in self.shards)])
+        self.kept = set(self.shards[0])
+        self._read = self.kept.difference(unread)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
-
-    @property
-    def columns(self) -> set[str]:
-        """Names of what is kept."""
-        return set(self.shards[0])
 
     def look_up(self, rows_N: np.ndarray) -> Answers:
         """Returns the answers at training positions, by their numbers."""
@@ -202,10 +206,10 @@ class Targets:
         parts = [(self.shards[shard], shard_N == shard) for shard in np.unique(shard_N)]
         found = {}
         for name, stored in STORED.items():
-            kept = name in self.columns
-            shape = self.shards[0][name].shape[1:] if kept else (0,)
+            read = name in self._read
+            shape = self.shards[0][name].shape[1:] if read else (0,)
             values = np.empty((len(rows_N), *shape), np.int64 if stored is np.int32 else np.float32)
-            for columns, mine in parts if kept else ():
+            for columns, mine in parts if read else ():
                 values[mine] = columns[name][local_N[mine]]
             found[name] = torch.from_numpy(values)
         return Scores(**found).answers()

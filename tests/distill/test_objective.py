@@ -82,7 +82,7 @@ def test_by_any_loss_a_student_learns_what_the_teacher_would_recommend(
     directory, batch, student, soft
 ):
     objective = Distillation(directory / "targets", DistillConfig(soft=soft, soft_weight=0.9))
-    answers = objective.teacher.answers(batch)
+    answers = Targets(directory / "targets").answers(batch)
     start = agreement(student, batch, answers)
     before, after = fit(student, objective, batch)
     assert after < before
@@ -155,6 +155,17 @@ def test_a_teacher_is_trusted_less_where_it_missed_the_target(directory, batch):
     assert (weights_N[order].diff() >= 0).all()
     assert weights_N.max() == pytest.approx(0.8)
     assert weights_N.min() < 0.4
+
+
+def test_what_a_loss_does_not_read_is_not_looked_up(directory, batch, student):
+    plain = Distillation(directory / "targets", DistillConfig())
+    answers = plain.teacher.answers(batch)
+    assert answers.items_NK.shape[1] == KEEP.top_k
+    assert answers.sampled_NM.shape[1] == answers.states_NE.shape[1] == 0
+    everything = Distillation(directory / "targets", DistillConfig())
+    everything.teacher = Targets(directory / "targets")
+    assert everything.teacher.answers(batch).states_NE.shape[1] == MODEL.width
+    assert plain(student, batch) == everything(student, batch)
 
 
 @pytest.mark.parametrize("soft", NEEDS_SAMPLE)
