@@ -104,7 +104,7 @@ def encode_on_ray(
     make_encoder: Callable[[], Encoder], values: Sequence[Any], num_workers: int
 ) -> np.ndarray:
     """Returns what `encode` returns, computed by `num_workers` processes."""
-    _quieten()
+    quieten()
     make_encoder()  # here first, so that what is wrong with it is said once
     num_blocks = -(-len(values) // BATCH_SIZE)
     rows = [{"row": row, "value": value} for row, value in enumerate(values)]
@@ -151,7 +151,7 @@ def _group(
     config: PrepareConfig, files: list[str], item_table: pa.Table | None, scratch: Path
 ) -> list[dict[str, Any]]:
     """Writes all rows of a user to one of a few files and returns what each file is."""
-    _quieten()
+    quieten()
     known = item_table["item_id"].combine_chunks() if item_table is not None else None
     num_partitions = _num_partitions(files)
 
@@ -188,8 +188,9 @@ def _group(
     return sorted((r for r in rows if r["partition"] >= 0), key=lambda r: r["partition"])
 
 
-def _quieten() -> None:
-    """Leaves one progress bar for a person who watches; our errors say the rest."""
+def quieten() -> None:
+    """Leaves of Ray Data's words one progress bar for a person who watches; our errors say the
+    rest."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.enable_operator_progress_bars = False

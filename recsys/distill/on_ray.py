@@ -8,6 +8,7 @@ import ray.data
 import torch
 from tqdm import tqdm
 
+from recsys.data.on_ray import quieten
 from recsys.data.sequences import Dataset
 from recsys.distill.targets import (
     TargetsConfig,
@@ -39,7 +40,8 @@ def write_targets_on_ray(
     teacher: Path, dataset: Path, directory: Path, config: TargetsConfig, num_workers: int
 ) -> None:
     """Writes what `write_targets` writes, with `num_workers` processes."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    quieten()
+    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of ours
     if config.vectors:
         write_item_vectors(load_model(teacher), directory)
     ranges = [{"start": start, "stop": stop} for start, stop in shard_ranges(Dataset.open(dataset))]

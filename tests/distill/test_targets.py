@@ -99,7 +99,9 @@ def test_long_sequences_are_answered_once_with_at_least_half_a_window(dataset):
 
 
 @pytest.mark.usefixtures("ray_started")
-def test_workers_write_what_one_process_writes(dataset, dataset_directory, teacher, tmp_path):
+def test_workers_write_what_one_process_writes_and_say_nothing(
+    dataset, dataset_directory, teacher, tmp_path, capfd
+):
     from recsys.distill.on_ray import write_targets_on_ray
 
     config = EVERYTHING
@@ -129,6 +131,7 @@ def test_workers_write_what_one_process_writes(dataset, dataset_directory, teach
         path.name for path in together
     ]
     assert alone[0].read_bytes() == together[0].read_bytes()
+    assert capfd.readouterr().err == ""
 
 
 def test_targets_that_do_not_fit_the_disk_are_refused_with_the_number(dataset, tmp_path):
