@@ -7,6 +7,8 @@ scores are `LEFT_OUT`. The cross-entropy over the whole catalogue, which is the 
 `recsys.losses`.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -31,13 +33,18 @@ def reverse_kl(student_NK: Tensor, teacher_NK: Tensor, temperature: float) -> Te
     return temperature**2 * _kl(student_NK, teacher_NK)
 
 
-def binary(student_NK: Tensor, labels_NK: Tensor) -> Tensor:
-    """Returns -sum_k (y log p + (1 - y) log(1 - p)) with p = sigmoid(score), y hard or soft.
+def binary(student_NK: Tensor, labels_NK: Tensor, *, num_items: int) -> Tensor:
+    """Returns -sum_k (y log p + (1 - y) log(1 - p)) with y hard or soft, p by its own odds.
 
     Each item is a question of its own, as in a classifier with several labels; masked items, whose
     score is `LEFT_OUT` and whose label is 0, add nothing.
+
+    An item's odds are exp(score) / num_items, so that a student that has learnt nothing, whose
+    scores are 0, begins where all items are about as likely as they are; else pushing all of them
+    down is what it learns first, and well (as in `recsys.losses.gbce`).
     """
-    losses_NK = functional.binary_cross_entropy_with_logits(student_NK, labels_NK, reduction="none")
+    logits_NK = student_NK - math.log(num_items)
+    losses_NK = functional.binary_cross_entropy_with_logits(logits_NK, labels_NK, reduction="none")
     return losses_NK.sum(dim=-1)
 
 

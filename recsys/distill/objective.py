@@ -236,7 +236,7 @@ class Distillation:
             case "binary":
                 student_NJ = torch.cat([student_NK, at.sampled_scores()], dim=1)
                 labels_NJ = torch.cat([teacher_NK, answers.sampled_logs_NM], dim=1).exp()
-                return losses.binary(student_NJ, labels_NJ)
+                return losses.binary(student_NJ, labels_NJ, num_items=len(at.table_VD) - 1)
             case "decoupled":
                 is_target_NK = items_NK == at.targets_N[:, None]
                 return losses.decoupled(

@@ -24,12 +24,15 @@ def test_reverse_kl_by_hand():
 
 def test_the_binary_form_by_hand():
     student_NK = torch.tensor([[LN3, -LN3, LEFT_OUT]])  # sigmoids 3/4, 1/4, 0
-    hard = losses.binary(student_NK, torch.tensor([[1.0, 0.0, 0.0]]))
+    hard = losses.binary(student_NK, torch.tensor([[1.0, 0.0, 0.0]]), num_items=1)
     assert hard.tolist() == pytest.approx([-2 * math.log(0.75)])
-    soft = losses.binary(student_NK, torch.tensor([[0.5, 0.2, 0.0]]))
+    soft = losses.binary(student_NK, torch.tensor([[0.5, 0.2, 0.0]]), num_items=1)
     expected = -(0.5 * math.log(0.75) + 0.5 * math.log(0.25))
     expected -= 0.2 * math.log(0.25) + 0.8 * math.log(0.75)
     assert soft.tolist() == pytest.approx([expected])
+    # Of nine items each has a ninth of the odds: 3/9 and 1/27.
+    of_nine = losses.binary(student_NK, torch.tensor([[1.0, 0.0, 0.0]]), num_items=9)
+    assert of_nine.tolist() == pytest.approx([math.log(4) + math.log(28 / 27)])
 
 
 def test_ranking_by_hand():
@@ -117,7 +120,7 @@ def test_relations_by_hand():
     "loss",
     [
         lambda s, t: losses.reverse_kl(s, t, 2.0),
-        lambda s, t: losses.binary(s, t.softmax(-1)),
+        lambda s, t: losses.binary(s, t.softmax(-1), num_items=7),
         lambda s, _: losses.ranking(s),
         lambda s, _: losses.relaxed_ranking(s[:, :3], s[:, 3:]),
         lambda s, t: losses.union(
