@@ -41,7 +41,8 @@ def run(results: Results, options: Options, measure: Measure[Options], markdown:
         try:
             measure(results, options)
         except subprocess.CalledProcessError as error:
-            sys.exit(error.returncode)  # it has said why
+            # One that fails has said why; one that was killed could not.
+            sys.exit(error.returncode if error.returncode > 0 else f"error: {error}")
     dataset = getattr(options, "dataset", None)
     text = markdown([row for row in results.rows() if dataset in (None, row.dataset)])
     print(text)

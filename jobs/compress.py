@@ -17,6 +17,7 @@ from recsys.compress.recover import recovery
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import LiveTeacher, TargetsConfig
 from recsys.distill.objective import Distillation, DistillConfig
+from recsys.distill.targets import kept
 from recsys.files import fingerprint, run_stage
 from recsys.models import load_model
 from recsys.train.config import TrainConfig
@@ -100,6 +101,8 @@ def _recovers(job: Compress) -> bool:
 def _compress(job: Compress, directory: Path) -> None:
     started = time.perf_counter()
     dataset = Dataset.open(job.dataset)
+    if _recovers(job):
+        job.distill.require(job.keep if job.live else kept(job.targets))
     forgets_seen = _recovers(job) and job.distill.leave_out_seen
     source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
     model, precision = compress(

@@ -9,7 +9,7 @@ from typing import Any
 from jobs.command import command
 from jobs.on_ray import start_ray
 from jobs.presets import Preset
-from recsys.checkpoint import GRAPH, verify_model
+from recsys.checkpoint import GRAPH, scores_seen, verify_model
 from recsys.data.sequences import Dataset
 from recsys.evaluate.baselines import baselines
 from recsys.evaluate.engine import OnnxModel
@@ -55,7 +55,12 @@ class Evaluate:
 
 def run(job: Evaluate) -> dict[str, Any]:
     """Evaluates the model, writes its report.json, shows a table, and returns the report."""
-    role = verify_model(job.model)["role"]
+    config = verify_model(job.model)
+    if job.keep_seen and not scores_seen(config):
+        raise ValueError(
+            f"{job.model} has learned to rank what is new to a user, and nothing else: leave "
+            "--keep-seen out"
+        )
     dataset = Dataset.open(job.dataset)
     check_catalogue(job.model, dataset)
     ranking = _rank(job, dataset)
@@ -64,7 +69,7 @@ def run(job: Evaluate) -> dict[str, Any]:
         **cost(job.model, dataset, job.split),
     }
     update_report(job.model, report)
-    rows = [*(_baselines(job, dataset) if job.baselines else []), row(role, report)]
+    rows = [*(_baselines(job, dataset) if job.baselines else []), row(config["role"], report)]
     print(table(rows))
     repeats = report["num_repeat_targets"]
     left_out = f"; {repeats:,} left out, who had met their target before" if repeats else ""

@@ -11,6 +11,7 @@ from jobs.presets import Preset
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import LiveTeacher, TargetsConfig
 from recsys.distill.objective import DistillConfig
+from recsys.distill.targets import kept
 from recsys.files import run_stage
 from recsys.models import StudentConfig
 from recsys.search.frontier import choose_point, references, write_frontier
@@ -108,6 +109,8 @@ def _copy(picked: Path, directory: Path) -> None:
 
 
 def _search(job: Search, directory: Path, seeds: dict[str, Path]) -> None:
+    if job.search.num_trials:
+        job.distill.require(job.keep if job.live else kept(job.targets))
     material = Material(
         dataset=job.dataset.resolve(),
         teacher=LiveTeacher(job.teacher, job.keep) if job.live else job.targets.resolve(),

@@ -110,7 +110,8 @@ def verify_model(directory: Path) -> dict[str, Any]:
 
 
 def scores_seen(config: Mapping[str, Any]) -> bool:
-    """Returns `Origin.scores_seen` of a `config.json`; one from before does not say."""
+    """Returns `Origin.scores_seen` of a `config.json`; true for one from before, which does not
+    say."""
     return config.get("scores_seen", True)
 
 

@@ -152,7 +152,7 @@ def gbce(
     learnt nothing, whose scores are 0, then has nothing to gain by moving all of them. Else pushing
     M negatives down is all that the first steps do, and items that are inputs, too, end up with one
     direction in common that drowns what tells them apart. (A prior as in the focal loss's, Lin et
-    al., arXiv 1708.02002, section 4.1.)
+    al., arXiv 1708.02002, section 3.3.)
 
     Args:
         skipped_NM: as for `sampled_softmax`.

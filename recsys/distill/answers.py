@@ -146,8 +146,9 @@ def require_scores(teacher: Path, config: TargetsConfig) -> None:
     """
     if not config.leave_out_seen and not scores_seen(read_model_config(teacher)):
         raise ValueError(
-            f"{teacher} has not learned to score what a user has had: train it with "
-            "--loss.no-leave-out-seen, or leave --keep.no-leave-out-seen out"
+            f"{teacher} has not learned to score what a user has had: train it, or its members, "
+            "with --loss.no-leave-out-seen, or leave --keep.no-leave-out-seen and "
+            "--distill.no-leave-out-seen out"
         )
 
 

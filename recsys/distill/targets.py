@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from recsys.config import from_json
 from recsys.data.batches import Batch, Window, empty_batch, fill_row, first_rows, pack
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import Answers, Scores, TargetsConfig, ask
+from recsys.files import STAGE_FILE, read_json
 from recsys.models.interface import SequenceModel
 from recsys.train.objective import TensorBatch, to_tensors
 
@@ -169,6 +171,11 @@ def _column(values: np.ndarray) -> pa.Array:
     if values.ndim == 1:
         return pa.array(values)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def kept(directory: Path) -> TargetsConfig:
+    """Returns what the stage that wrote `directory` was told to keep."""
+    return from_json(TargetsConfig, read_json(directory / STAGE_FILE)["config"])
 
 
 class Targets:

@@ -52,7 +52,8 @@ def _time_call(model: OnnxModel, histories: Sequence[np.ndarray], call: int, siz
 
 
 def hardware() -> dict[str, Any]:
-    """Returns processor, cores and memory of this machine, and which of `INSTRUCTIONS` it has."""
+    """Returns processor, cores and memory of this machine, and which of `INSTRUCTIONS` it has, as
+    far as Linux tells."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     present = _cpuinfo("flags", "Features").split()
     return {

@@ -11,7 +11,7 @@ STATUSES = {
     "400": "The body is not JSON.",
     "408": "The answer took too long.",
     "413": "The body is too large.",
-    "422": "The body is JSON of another shape, or out of the limits.",
+    "422": "The body is JSON of another shape, out of the limits, or asks what this model cannot.",
     "503": "Too many requests wait; try again later.",
 }
 _BATCH_SIZE: Schema = {

@@ -83,8 +83,8 @@ def parse_request(
     if not (exclude_seen or scores_seen):
         raise RequestError(
             422,
-            "'exclude_seen' must be true: this model has learned to rank what is new to a user and "
-            "nothing else; one that is trained with --loss.no-leave-out-seen ranks all items",
+            "'exclude_seen' must be true: this model has learned to rank what is new to a user, "
+            "and nothing else; one that also ranks what was there before is trained so",
         )
     return Request(
         histories=_histories(fields, limits),

@@ -95,8 +95,22 @@ def test_what_was_never_learned_of_seen_items_is_not_asked(directory, dataset_di
         train=replace(TRAIN, epochs=1),
     )
     for asked in (job, replace(job, live=True)):
-        with pytest.raises(ValueError, match=r"train it with --loss.no-leave-out-seen"):
+        with pytest.raises(ValueError, match=r"with --loss.no-leave-out-seen, or leave"):
             distill.run(asked)
+    recovered = Compress(
+        model=student,
+        dataset=dataset_directory,
+        output=directory / "of-all",
+        teacher=directory / "teacher",
+        targets=directory / "targets",
+        recipe=(FactorizeItems(rank=12, recover_epochs=1),),
+        distill=DistillConfig(leave_out_seen=False),
+        train=TRAIN,
+    )
+    with pytest.raises(ValueError, match="must speak of the same items"):
+        compress.run(recovered)
+    with pytest.raises(ValueError, match="leave --keep-seen out"):
+        evaluate.run(evaluate.Evaluate(model=student, dataset=dataset_directory, keep_seen=True))
 
 
 def test_what_all_stages_learned_of_seen_items_is_served(directory, dataset_directory):

@@ -25,7 +25,7 @@ def test_defaults():
 
 def test_a_model_that_ranks_new_items_only_is_asked_for_nothing_else():
     asked = b'{"histories": [["a"]], "exclude_seen": false}'
-    with pytest.raises(RequestError, match=r"loss.no-leave-out-seen") as refused:
+    with pytest.raises(RequestError, match=r"must be true: this model has learned") as refused:
         parse_request(asked, num_items=50, limits=LIMITS, scores_seen=False)
     assert refused.value.status == 422
     asked = asked.replace(b"false", b"true")
