@@ -11,13 +11,12 @@ from jobs.presets import Preset
 from jobs.recipes import RecipeFlag
 from jobs.train import train_on
 from recsys.checkpoint import Origin, read_model_config, scores_seen
-from recsys.compress import compress
+from recsys.compress import Recover, compress
 from recsys.compress.package import calibration_histories, package
 from recsys.compress.recover import recovery
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import LiveTeacher, TargetsConfig
 from recsys.distill.objective import Distillation, DistillConfig
-from recsys.distill.targets import kept
 from recsys.files import fingerprint, run_stage
 from recsys.models import load_model
 from recsys.train.config import TrainConfig
@@ -101,21 +100,12 @@ def _recovers(job: Compress) -> bool:
 def _compress(job: Compress, directory: Path) -> None:
     started = time.perf_counter()
     dataset = Dataset.open(job.dataset)
-    if _recovers(job):
-        job.distill.require(job.keep if job.live else kept(job.targets))
     forgets_seen = _recovers(job) and job.distill.leave_out_seen
-    source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
     model, precision = compress(
         load_model(job.model),
         job.recipe,
         histories=calibration_histories(dataset),
-        recover=recovery(
-            job.dataset,
-            Distillation(source, job.distill),
-            job.train,
-            directory,
-            partial(train_on, num_workers=job.num_workers),
-        ),
+        recover=_recovery(job, directory) if _recovers(job) else None,
     )
     package(
         model,
@@ -130,6 +120,17 @@ def _compress(job: Compress, directory: Path) -> None:
         seed=job.train.seed,
         precision=precision,
         extra={"train_seconds": round(time.perf_counter() - started, 1)},
+    )
+
+
+def _recovery(job: Compress, directory: Path) -> Recover:
+    source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
+    return recovery(
+        job.dataset,
+        Distillation(source, job.distill),
+        job.train,
+        directory,
+        partial(train_on, num_workers=job.num_workers),
     )
 
 

@@ -120,7 +120,8 @@ def _distill(job: Distill, directory: Path, made_from: Mapping[str, Path]) -> No
         objective=Distillation(source, job.distill),
         initial=_initial(job, directory) if job.start == "teacher" else None,
     )
-    _train(job, task, directory, _origin(made_from, job.distill.leave_out_seen))
+    origin = _origin(made_from, job.distill.leave_out_seen)
+    train_model(task, directory, origin=origin, num_workers=job.num_workers)
 
 
 def _initial(job: Distill, directory: Path) -> Path:
@@ -138,13 +139,15 @@ def _train_alone(job: Distill, output: Path) -> None:
         train=job.train,
         objective=objective(job.loss, job.dataset),
     )
+    made_from = {"dataset": job.dataset}
+    origin = _origin(made_from, job.loss.leave_out_seen)
     run_stage(
         output,
         name="student-alone",
         config=(job.model, job.train, job.loss, job.num_workers),
-        inputs={"dataset": job.dataset},
-        build=lambda directory: _train(
-            job, task, directory, _origin({"dataset": job.dataset}, job.loss.leave_out_seen)
+        inputs=made_from,
+        build=lambda directory: train_model(
+            task, directory, origin=origin, num_workers=job.num_workers
         ),
         scratch=SCRATCH,
     )
@@ -153,10 +156,6 @@ def _train_alone(job: Distill, output: Path) -> None:
 def _origin(made_from: Mapping[str, Path], leave_out_seen: bool) -> Origin:
     parents = {name: fingerprint(path) for name, path in made_from.items()}
     return Origin(role="student", parents=parents, scores_seen=not leave_out_seen)
-
-
-def _train(job: Distill, task: Task, directory: Path, origin: Origin) -> None:
-    train_model(task, directory, origin=origin, num_workers=job.num_workers)
 
 
 def _write_targets(job: Distill, directory: Path) -> None:

@@ -10,8 +10,7 @@ from jobs.on_ray import start_ray
 from jobs.presets import Preset
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import LiveTeacher, TargetsConfig
-from recsys.distill.objective import DistillConfig
-from recsys.distill.targets import kept
+from recsys.distill.objective import Distillation, DistillConfig
 from recsys.files import run_stage
 from recsys.models import StudentConfig
 from recsys.search.frontier import choose_point, references, write_frontier
@@ -109,14 +108,13 @@ def _copy(picked: Path, directory: Path) -> None:
 
 
 def _search(job: Search, directory: Path, seeds: dict[str, Path]) -> None:
-    if job.search.num_trials:
-        job.distill.require(job.keep if job.live else kept(job.targets))
     material = Material(
         dataset=job.dataset.resolve(),
         teacher=LiveTeacher(job.teacher, job.keep) if job.live else job.targets.resolve(),
         train=replace(job.train, epochs=job.search.epochs, num_threads=1),
     )
     if job.search.num_trials:
+        Distillation(material.teacher, job.distill)  # refused now, and not in every trial
         start_ray()
         from recsys.search.on_ray import search
 

@@ -58,6 +58,25 @@ def dataset(dataset_directory):
     return Dataset.open(dataset_directory)
 
 
+@pytest.fixture(scope="session")
+def store_targets():
+    """Writes a teacher's answers as the stage does, with what was kept beside them."""
+    from recsys.distill.targets import write_targets
+    from recsys.files import run_stage
+
+    def store(teacher, dataset, directory, config):
+        run_stage(
+            directory,
+            name="targets",
+            config=config,
+            inputs={},
+            build=lambda path: write_targets(teacher, dataset, path, config),
+        )
+        return directory
+
+    return store
+
+
 @pytest.fixture
 def ray_started():
     """Ray, running."""

@@ -1,6 +1,5 @@
 """The distillation objective: hard labels of the log mixed with the teacher's answers."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from recsys.distill import losses
 from recsys.distill.answers import CHUNK, Answers, LiveTeacher, TargetsConfig, Teacher
-from recsys.distill.targets import Targets
+from recsys.distill.targets import Targets, kept
 from recsys.losses import (
     LEFT_OUT,
     PADDING,
@@ -95,30 +94,23 @@ class DistillConfig:
         states = set() if self.hint_weight or self.contrast_weight else {"states_NE"}
         return sample | states
 
-    def require(self, kept: TargetsConfig | Collection[str]) -> None:
-        """Checks that the targets hold what the loss reads.
-
-        Args:
-            kept: what will be written, or the columns that were.
+    def require(self, kept: TargetsConfig) -> None:
+        """Checks that the teacher's answers hold what the loss reads.
 
         Raises:
             ValueError: they do not; with the flag that keeps it.
         """
-        if isinstance(kept, TargetsConfig):
-            if kept.leave_out_seen != self.leave_out_seen:
-                raise ValueError(
-                    "teacher and student must speak of the same items: give both of "
-                    "--keep.no-leave-out-seen and --distill.no-leave-out-seen, or none"
-                )
-            sampled, vectors = kept.num_sampled > 0, kept.vectors
-        else:
-            sampled, vectors = "sampled_NM" in kept, "states_NE" in kept
-        if self.soft in NEEDS_SAMPLE and not sampled:
+        if kept.leave_out_seen != self.leave_out_seen:
+            raise ValueError(
+                "teacher and student must speak of the same items: give both of "
+                "--keep.no-leave-out-seen and --distill.no-leave-out-seen, or none"
+            )
+        if self.soft in NEEDS_SAMPLE and not kept.num_sampled:
             raise ValueError(
                 f"soft labels by {self.soft} need a sample of all items in the targets: "
                 "write them with --keep.num-sampled 64"
             )
-        if self.matches_vectors and not vectors:
+        if self.matches_vectors and not kept.vectors:
             raise ValueError(
                 "hint, contrast and relation need the teacher's vectors in the targets: "
                 "write them with --keep.vectors"
@@ -155,24 +147,21 @@ class Distillation:
 
         Args:
             source: the directory of targets, or a teacher.
+
+        Raises:
+            ValueError: the answers do not hold what the loss reads.
         """
+        config.require(source.config if isinstance(source, LiveTeacher) else kept(source))
         # Absolute: workers start in a directory of their own.
         self.source = source.resolve() if isinstance(source, Path) else source
         self.config = config
 
     @cached_property
     def teacher(self) -> Teacher:
-        """Opened where it is first used, so that the objective can be sent to workers.
-
-        Raises:
-            ValueError: the targets do not hold what the loss reads.
-        """
+        """Opened where it is first used, so that the objective can be sent to workers."""
         if isinstance(self.source, LiveTeacher):
-            self.config.require(self.source.config)
             return self.source
-        targets = Targets(self.source, unread=self.config.unread)
-        self.config.require(targets.kept)
-        return targets
+        return Targets(self.source, unread=self.config.unread)
 
     @cached_property
     def _item_vectors(self) -> Tensor:

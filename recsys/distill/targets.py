@@ -174,16 +174,18 @@ def _column(values: np.ndarray) -> pa.Array:
 
 
 def kept(directory: Path) -> TargetsConfig:
-    """Returns what the stage that wrote `directory` was told to keep."""
+    """Returns what the stage that wrote `directory` was told to keep.
+
+    Raises:
+        ValueError: `directory` holds no targets.
+    """
+    if not (directory / STAGE_FILE).exists():
+        raise ValueError(f"{directory} holds no targets; run jobs.distill")
     return from_json(TargetsConfig, read_json(directory / STAGE_FILE)["config"])
 
 
 class Targets:
-    """A `Teacher` that has spoken: read access to `targets/` through a memory map.
-
-    Attributes:
-        kept: names of the columns that are kept.
-    """
+    """A `Teacher` that has spoken: read access to `targets/` through a memory map."""
 
     def __init__(self, directory: Path, *, unread: Collection[str] = ()):
         """Opens all files.
@@ -200,8 +202,7 @@ class Targets:
         self.directory = directory
         self.shards = [_read(path) for path in paths]
         self.starts = np.cumsum([0, *(len(shard["items_NK"]) for shard in self.shards)])
-        self.kept = set(self.shards[0])
-        self._read = self.kept.difference(unread)
+        self.columns = set(self.shards[0]).difference(unread)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -213,7 +214,7 @@ class Targets:
         parts = [(self.shards[shard], shard_N == shard) for shard in np.unique(shard_N)]
         found = {}
         for name, stored in STORED.items():
-            read = name in self._read
+            read = name in self.columns
             shape = self.shards[0][name].shape[1:] if read else (0,)
             values = np.empty((len(rows_N), *shape), np.int64 if stored is np.int32 else np.float32)
             for columns, mine in parts if read else ():

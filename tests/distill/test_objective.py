@@ -9,7 +9,7 @@ from recsys.checkpoint import Origin
 from recsys.data.batches import Batches, empty_batch
 from recsys.distill.answers import Answers, LiveTeacher, TargetsConfig
 from recsys.distill.objective import NEEDS_SAMPLE, Distillation, DistillConfig, Soft
-from recsys.distill.targets import Targets, write_targets
+from recsys.distill.targets import Targets
 from recsys.models import TransformerConfig, build, save
 from recsys.train.objective import to_tensors
 
@@ -22,7 +22,7 @@ KINDS = typing.get_args(Soft)
 
 
 @pytest.fixture(scope="module")
-def directory(dataset, dataset_directory, tmp_path_factory):
+def directory(dataset, dataset_directory, store_targets, tmp_path_factory):
     """A teacher with opinions, and what it says."""
     directory = tmp_path_factory.mktemp("distill")
     torch.manual_seed(0)
@@ -32,8 +32,7 @@ def directory(dataset, dataset_directory, tmp_path_factory):
             parameter.mul_(30)
     items = dataset_directory / "items.parquet"
     save(teacher, directory / "teacher", items=items, origin=Origin(role="teacher"))
-    (directory / "targets").mkdir()
-    write_targets(teacher, dataset, directory / "targets", KEEP)
+    store_targets(teacher, dataset, directory / "targets", KEEP)
     return directory
 
 
@@ -180,16 +179,23 @@ def test_teacher_and_student_speak_of_the_same_items():
     DistillConfig(leave_out_seen=False).require(TargetsConfig(leave_out_seen=False))
 
 
-def test_a_loss_that_needs_vectors_is_refused_without_them(dataset, directory, tmp_path):
+def test_a_loss_that_needs_vectors_is_refused_without_them(
+    dataset, directory, store_targets, tmp_path
+):
     config = DistillConfig(relation_weight=1.0)
     with pytest.raises(ValueError, match=r"need the teacher's vectors.*--keep.vectors"):
         config.require(replace(KEEP, vectors=False))
     teacher = LiveTeacher(directory / "teacher", KEEP).model
-    write_targets(teacher, dataset, tmp_path, TargetsConfig(top_k=5))
+    targets = store_targets(teacher, dataset, tmp_path / "targets", TargetsConfig(top_k=5))
     with pytest.raises(ValueError, match=r"need the teacher's vectors"):
-        _ = Distillation(tmp_path, config).teacher
+        Distillation(targets, config)
     with pytest.raises(ValueError, match="holds no vectors"):
-        Targets(tmp_path).item_vectors()
+        Targets(targets).item_vectors()
+
+
+def test_a_directory_without_targets_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no targets; run jobs.distill"):
+        Distillation(tmp_path, DistillConfig())
 
 
 @pytest.mark.parametrize(

@@ -146,18 +146,20 @@ def test_the_bytes_of_a_position_are_those_on_disk(dataset, teacher, tmp_path):
     assert written == EVERYTHING.bytes_per_position(MODEL.width) * first_rows(dataset)[-1]
 
 
-def test_the_objective_looks_up_the_answers_of_its_positions(dataset, teacher, tmp_path):
-    write_targets(teacher, dataset, tmp_path, TargetsConfig(top_k=TOP_K))
+def test_the_objective_looks_up_the_answers_of_its_positions(
+    dataset, teacher, store_targets, tmp_path
+):
+    stored = store_targets(teacher, dataset, tmp_path / "stored", TargetsConfig(top_k=TOP_K))
     batch = to_tensors(batches_of(dataset).batch(0), torch.device("cpu"))
     student = build(replace(MODEL, dropout=0.0), dataset.num_items_with_padding)
-    objective = Distillation(tmp_path, DistillConfig(soft_weight=0.6, temperature=2.0))
+    objective = Distillation(stored, DistillConfig(soft_weight=0.6, temperature=2.0))
     logits_BLV = student.encode(batch.inputs) @ student.item_table().T
     seen_BLV = torch.zeros_like(logits_BLV, dtype=torch.bool)
     seen_BLV.scatter_(2, seen_items(batch.inputs), True).scatter_(
         2, batch.targets_BL[..., None], False
     )
     logits_BLV = logits_BLV.masked_fill(seen_BLV, -1e4)
-    targets, expected = Targets(tmp_path), 0.0
+    targets, expected = Targets(stored), 0.0
     for row, logits_V, item in zip(
         batch.rows_BL.flatten().tolist(),
         logits_BLV.flatten(0, 1),

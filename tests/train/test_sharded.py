@@ -13,7 +13,6 @@ from recsys.data.batches import Batches
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import TargetsConfig
 from recsys.distill.objective import Distillation, DistillConfig
-from recsys.distill.targets import write_targets
 from recsys.losses import SoftLabels, cross_entropy
 from recsys.models import TransformerConfig, build
 from recsys.models.interface import PackedRows
@@ -152,12 +151,13 @@ def worker(rank, port, dataset, directory):
     dist.destroy_process_group()
 
 
-def test_two_workers_share_out_the_weights_and_end_with_those_of_one(dataset_directory, tmp_path):
+def test_two_workers_share_out_the_weights_and_end_with_those_of_one(
+    dataset, dataset_directory, store_targets, tmp_path
+):
     task = Task(dataset=dataset_directory, model=MODEL, train=CONFIG)
     alone = fit(task, FirstWorkers(tmp_path / "one"))
-    (tmp_path / "targets").mkdir()
     keep = TargetsConfig(top_k=5, num_sampled=8)
-    write_targets(alone.model, Dataset.open(dataset_directory), tmp_path / "targets", keep)
+    store_targets(alone.model, dataset, tmp_path / "targets", keep)
     begin(task, tmp_path / "one then two", Workers())
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
