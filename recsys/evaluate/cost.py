@@ -15,7 +15,10 @@ from recsys.evaluate.engine import OnnxModel
 
 LIST_LENGTH = 10
 PACKAGES = ("torch", "onnxruntime", "numpy", "pyarrow", "ray")
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimddp", "bf16")
+INSTRUCTIONS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"),
+    *("asimddp", "i8mm", "bf16"),
+)
 """What the speed of products depends on, as Linux names it: processors of one name differ."""
 
 

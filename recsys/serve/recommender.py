@@ -25,7 +25,7 @@ class Recommender:
     """The model in a directory, its items, and what it says about itself.
 
     Attributes:
-        version: a hash of the files that decide the answers.
+        version: a hash of what decides the answers.
         num_items: how many items the model can recommend.
         scores_seen: whether its scores of items of the history mean anything.
         config, report: `config.json` and `report.json` (None where there is none).
@@ -44,8 +44,9 @@ class Recommender:
         self.scores_seen = scores_seen(self.config)
         report = directory / "report.json"
         self.report: dict[str, Any] | None = read_json(report) if report.exists() else None
-        served = {name: self.config["files"][name]["sha256"] for name in (GRAPH, ITEMS)}
-        self.version = hash_of(served)[:VERSION_LENGTH]
+        files = {name: self.config["files"][name]["sha256"] for name in (GRAPH, ITEMS)}
+        decisive = {**files, "scores_seen": self.scores_seen}
+        self.version = hash_of(decisive)[:VERSION_LENGTH]
         self._item_ids, self._popularity_V = _read_items(directory / ITEMS)
         self._index = {item_id: i for i, item_id in enumerate(self._item_ids) if i > 0}
         self._popular = 1 + np.argsort(-self._popularity_V[1:], kind="stable")

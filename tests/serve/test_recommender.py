@@ -95,10 +95,14 @@ def test_many_histories_are_cut_into_calls(model, monkeypatch):
     assert model.recommend([["a"], ["b"], [], ["c"]], k=3) == together
 
 
-def test_version_depends_on_the_files_alone(tmp_path, model):
+def test_version_depends_on_what_decides_the_answers_alone(tmp_path, model):
     same = Recommender(write_model(tmp_path / "same"))
     other = Recommender(write_model(tmp_path / "other", sign=-1))
+    new_only = write_model(tmp_path / "new only")
+    config = json.loads((new_only / "config.json").read_text())
+    (new_only / "config.json").write_text(json.dumps({**config, "scores_seen": False}))
     assert same.version == model.version != other.version
+    assert Recommender(new_only).version != model.version
     assert ids(other.recommend([["a"]], k=5)[0]) == "bcdef"
 
 
