@@ -1,11 +1,11 @@
 """What distillation is worth at every size: `python -m benchmarks.gap amazon-beauty --log LOG`.
 
 Students of at most 5, 10, 25 and 50 % of the teacher's bytes and of its width, alone and distilled:
-the same shape, epochs and learning rate, both without tuning, both stored in eight bits where the
-teacher has its 32. The gap that is closed is (distilled - alone) / (teacher - alone), of means over
-the seeds, NDCG@10 on test. Rows go to benchmarks/results/gap.json; `--readme` draws
-benchmarks/results/gap-<dataset>.png and writes the table between the markers `gap-<dataset>` of the
-README.
+the same shape, epochs and learning rate, the better of the same dropouts on validation, both stored
+in eight bits where the teacher has its 32. The gap that is closed is (distilled - alone) /
+(teacher - alone), of means over the seeds, NDCG@10 on test. Rows go to benchmarks/results/gap.json;
+`--readme` draws benchmarks/results/gap-<dataset>.png and writes the table between the markers
+`gap-<dataset>` of the README.
 """
 
 import math
@@ -13,6 +13,7 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,6 +27,7 @@ from jobs.presets import PRESETS
 from recsys.compress.graph import serving_graph
 from recsys.data.sequences import Dataset
 from recsys.evaluate.report import readable_bytes
+from recsys.files import read_json
 from recsys.models import StudentConfig, build, load_model
 from recsys.models.transformer import TransformerConfig
 from recsys.search.space import shaped
@@ -45,6 +47,9 @@ class Options(students.Options):
 
     shares: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5)
     """Sizes of students, as shares of the teacher's."""
+    dropouts: tuple[float, ...] = (0.0, 0.3)
+    """What both may choose from, on validation: a student alone may need some where a distilled one
+    needs none."""
     flags: tuple[str, ...] = ()
     """Further flags of jobs.distill, one word each."""
 
@@ -62,21 +67,39 @@ def measure(results: Results, options: Options) -> None:
     }
     for seed in options.seeds:
         for shape, share in sorted(shapes.items(), key=lambda item: item[1]):
-            words = students.student_words(options, (*shape, *options.flags), seed)
+            choices = [
+                students.student_words(
+                    options, (*shape, "--model.dropout", f"{dropout:g}", *options.flags), seed
+                )
+                for dropout in options.dropouts
+            ]
             compression = [preset, "--recipe", PRECISION]
-            line = shlex.join(["python", "-m", "jobs.distill", *words, "--alone", ALONE])
-            line += " && " + shlex.join(["python", "-m", "jobs.compress", *compression])
+            lines = [["jobs.distill", *words, "--alone", ALONE] for words in choices]
+            lines.append(["jobs.compress", *compression])
+            line = " && ".join(shlex.join(["python", "-m", *words]) for words in lines)
             subject = Subject(options.dataset, "recsys", f"size={share:.0%}", seed)
             if results.has(subject, line):
                 continue
             directory = RUNS / options.dataset / BENCHMARK / f"{share:.0%}" / str(seed)
-            students.distill(words, made, directory / STUDENT, directory / ALONE)
+            homes = [directory / f"dropout={dropout:g}" for dropout in options.dropouts]
+            for words, home in zip(choices, homes, strict=True):
+                students.distill(words, made, home / STUDENT, home / ALONE)
             distilled, alone = (
-                students.compress(compression, made, directory / name, directory / f"small-{name}")
+                students.compress(
+                    compression,
+                    made,
+                    better([home / name for home in homes]),
+                    directory / f"small-{name}",
+                )
                 for name in (STUDENT, ALONE)
             )
             results.put(subject, line, _values(distilled, alone, teacher))
     draw([row for row in results.rows() if row.dataset == options.dataset])
+
+
+def better(models: Sequence[Path]) -> Path:
+    """Returns the model directory that is best on validation."""
+    return max(models, key=lambda model: read_json(model / "report.json")["validation"][METRIC])
 
 
 def _values(

@@ -89,12 +89,21 @@ def test_the_gap_is_of_means_over_seeds(trained, tmp_path, monkeypatch):
     options = gap.Options(dataset="synthetic", shares=(0.05, 0.25, 0.5), seeds=(0, 1))
     for _ in range(2):
         gap.measure(results, options)
-    assert len(trained) == 4
-    assert [parsed(shlex.split(words)).model.width for words in trained] == [40, 96] * 2
+    shapes = [parsed(shlex.split(words)).model for words in trained]
+    assert [shape.width for shape in shapes] == [40, 40, 96, 96] * 2
+    assert [shape.dropout for shape in shapes] == [0.0, 0.3] * 4
     assert "5% | 97.7 KiB | 0.1000 ± 0.0000 | 0.3000 ± 0.0707 | 0.3000 | 100% | 2 |" in (
         gap.markdown(results.rows())
     )
     assert (tmp_path / "gap-synthetic.png").stat().st_size > 5000
+
+
+def test_the_better_model_is_that_on_validation(tmp_path):
+    for name, test, validation in (("a", 0.3, 0.1), ("b", 0.1, 0.2)):
+        (tmp_path / name).mkdir()
+        report = {"ndcg@10": test, "validation": {"ndcg@10": validation}}
+        write_json(tmp_path / name / "report.json", report)
+    assert gap.better([tmp_path / "a", tmp_path / "b"]) == tmp_path / "b"
 
 
 def test_the_gap_by_hand():
