@@ -5,7 +5,7 @@ A second deployment behind the first would cost several milliseconds a request; 
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,24 +121,32 @@ class Recommend:
         limits = self._config.limits
         try:
             body = await _read(http_request, limits)
+            model = self._served
             request = parse_request(
-                body,
-                num_items=self._served.num_items,
-                limits=limits,
-                scores_seen=self._served.scores_seen,
+                body, num_items=model.num_items, limits=limits, scores_seen=model.scores_seen
             )
         except RequestError as error:
             return _error(error.status, str(error))
-        batched = await self._batch(request)
+        batched = await self._batch(model, request)
         answer = {"model_version": batched.version, "recommendations": batched.recommendations}
         return _json(answer, headers={"x-batch-size": str(batched.size)})
 
     @serve.batch
-    async def _batch(self, requests: list[Request]) -> list[Batched]:
-        model = self._served
+    async def _batch(self, models: list[Recommender], requests: list[Request]) -> list[Batched]:
         # In a thread, so that the next batch is read while this one is computed.
-        answers = await asyncio.to_thread(model.answer, requests)
-        return [Batched(model.version, len(requests), answer) for answer in answers]
+        return await asyncio.to_thread(answer_together, models, requests)
+
+
+def answer_together(models: Sequence[Recommender], requests: Sequence[Request]) -> list[Batched]:
+    """Returns the answer to each request, by the model that it was checked against; there are two
+    of them only while one takes the place of the other."""
+    batched: dict[int, Batched] = {}
+    for model in dict.fromkeys(models):
+        own = [i for i, asked in enumerate(models) if asked is model]
+        answers = model.answer([requests[i] for i in own])
+        for i, answer in zip(own, answers, strict=True):
+            batched[i] = Batched(model.version, len(own), answer)
+    return [batched[i] for i in range(len(requests))]
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:

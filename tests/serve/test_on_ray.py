@@ -206,6 +206,21 @@ def test_new_weights_come_into_service_without_a_lost_request(endpoint):
     assert replica_processes(endpoint.process.pid) == replicas
 
 
+def test_a_request_is_answered_by_the_model_it_was_checked_against(tmp_path):
+    from recsys.serve.on_ray import answer_together
+    from recsys.serve.recommender import Recommender
+    from recsys.serve.schema import Request
+
+    before = Recommender(write_model(tmp_path / "before"))
+    after = Recommender(write_model(tmp_path / "after", sign=-1))
+    requests = [Request(histories=(("a",),), k=k, exclude_seen=True) for k in (1, 2, 3)]
+    batched = answer_together([before, after, before], requests)
+    assert [one.version for one in batched] == [before.version, after.version, before.version]
+    assert [one.size for one in batched] == [2, 1, 2]
+    for one, model, request in zip(batched, (before, after, before), requests, strict=True):
+        assert one.recommendations == model.recommend(request.histories, k=request.k)
+
+
 def test_a_damaged_model_is_refused_and_the_old_one_stays(endpoint):
     version = endpoint.version()
     (endpoint.model / "model.onnx").write_bytes(b"not a graph")
