@@ -25,7 +25,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ALONE: (),
     **{soft: ("--distill.soft", soft) for soft in typing.get_args(Soft)},
     "kl, temperature 2": ("--distill.temperature", "2"),
-    "kl, few hard labels": ("--distill.soft-weight", "0.9"),
+    "kl, more hard labels": ("--distill.soft-weight", "0.5"),
     "kl, no hard labels": ("--distill.soft-weight", "1"),
     "kl, hard labels last": ("--distill.soft-weight", "1", "--distill.soft-weight-at-end", "0.3"),
     "kl, trust": ("--distill.trust",),

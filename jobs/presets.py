@@ -65,11 +65,11 @@ QUICKSTART = Preset(
         head_width=16,
         feed_forward_width=32,
         max_length=50,
-        dropout=0.1,
+        dropout=0.0,
     ),
     targets=TargetsConfig(top_k=32),
     train_student=TrainConfig(
-        epochs=10, batch_rows=32, learning_rate=6e-3, evaluate_every=2, num_threads=1
+        epochs=10, batch_rows=16, learning_rate=6e-3, evaluate_every=2, num_threads=1
     ),
     search=SearchConfig(
         num_trials=4,

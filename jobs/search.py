@@ -38,8 +38,7 @@ class Search:
     student: StudentConfig
     """What the search does not vary is taken from this shape."""
     distill: DistillConfig
-    """How students listen to the teacher, but for the weight and the temperature, which are
-    searched for."""
+    """How students listen to the teacher, but for its weight, which is searched for."""
     train: TrainConfig
     """How students are trained, but for --search.epochs; a trial has one thread."""
     search: SearchConfig

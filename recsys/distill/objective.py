@@ -49,7 +49,7 @@ class DistillConfig:
     same the other way round (reverse-kl); item by item (binary); that its best are good (ranking),
     in which order (list), and better than the rest (relaxed-ranking); its distribution over its
     best and the student's (union); apart for the target and the others (decoupled)."""
-    soft_weight: float = 0.7
+    soft_weight: float = 0.9
     """Share of the loss that the teacher's list has; the rest is the log's next item."""
     soft_weight_at_end: float | None = None
     """The same at the last step, moved to evenly; none for no change."""

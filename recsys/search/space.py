@@ -28,10 +28,10 @@ class SearchConfig:
     """Blocks of a student."""
     expansions: tuple[int, ...] = (1, 2, 4)
     """Feed-forward widths, of a GRU those of its state, as multiples of the width."""
-    soft_weights: tuple[float, ...] = (0.5, 0.7, 0.9)
+    dropouts: tuple[float, ...] = (0.0, 0.1, 0.3)
+    """Dropouts of a student; one that listens to a teacher needs little."""
+    soft_weights: tuple[float, ...] = (0.7, 0.9, 1.0)
     """Shares of the teacher in the loss."""
-    temperatures: tuple[float, ...] = (1.0, 1.5, 2.0)
-    """Temperatures of the distillation."""
     item_rank_shares: tuple[float, ...] = (0.0, 0.5)
     """Ranks of the item table as shares of the width; 0 keeps it dense."""
     item_codes: tuple[int, ...] = (0,)
@@ -80,8 +80,8 @@ def choices(config: SearchConfig) -> dict[str, tuple]:
         "width": config.widths,
         "num_layers": config.num_layers,
         "expansion": config.expansions,
+        "dropout": config.dropouts,
         "soft_weight": config.soft_weights,
-        "temperature": config.temperatures,
         "item_rank_share": config.item_rank_shares,
         "item_codes": config.item_codes,
         "bits": config.bits,
@@ -109,6 +109,7 @@ def point_from(
     `distill`."""
     width = sample["width"]
     model = shaped(student, width, sample["num_layers"], sample["expansion"])
+    model = replace(model, dropout=sample["dropout"])
     steps: list[Step] = []
     if sample["item_codes"]:
         codes = math.gcd(width, sample["item_codes"])
@@ -120,7 +121,5 @@ def point_from(
         steps.append(Quantize(bits=4, recover_epochs=config.recover_epochs))
     elif sample["bits"] != 32:
         steps.append(Quantize(bits=sample["bits"]))
-    # Probabilities as they are have no other temperature.
-    temperature = 1.0 if distill.soft == "probabilities" else sample["temperature"]
-    distill = replace(distill, soft_weight=sample["soft_weight"], temperature=temperature)
+    distill = replace(distill, soft_weight=sample["soft_weight"])
     return Point(model=model, distill=distill, recipe=tuple(steps))

@@ -11,7 +11,7 @@ from recsys.search.space import Point, SearchConfig, choices, point_from
 def test_every_sample_is_a_model_that_can_be_built():
     config = SearchConfig()
     shapes = {key: choices(config)[key] for key in ("width", "num_layers", "expansion")}
-    rest = {"soft_weight": 0.5, "temperature": 1.0, "item_rank_share": 0.0, "bits": 8}
+    rest = {"soft_weight": 0.5, "dropout": 0.1, "item_rank_share": 0.0, "bits": 8}
     rest |= {"item_codes": 8}
     for values in itertools.product(*shapes.values()):
         sample = dict(zip(shapes, values, strict=True)) | rest
@@ -29,13 +29,14 @@ def test_recipes_and_names_follow_the_sample():
         "num_layers": 1,
         "expansion": 2,
         "soft_weight": 0.7,
-        "temperature": 2.0,
+        "dropout": 0.2,
         "item_rank_share": 0.5,
         "item_codes": 0,
         "bits": 8,
     }
     point = point_from(sample, TransformerConfig(), DistillConfig(), config)
     assert point.recipe == (FactorizeItems(rank=8, recover_epochs=2), Quantize())
+    assert (point.model.dropout, point.distill.soft_weight) == (0.2, 0.7)
     other = point_from({**sample, "bits": 32}, TransformerConfig(), DistillConfig(), config)
     assert point.name != other.name
     assert other.recipe == point.recipe[:1]
