@@ -4,26 +4,22 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from jobs.command import command
 from jobs.on_ray import start_ray
 from jobs.presets import Preset
 from jobs.train import SCRATCH, train_model
-from recsys.checkpoint import ITEMS, Origin
-from recsys.compress.package import calibration_histories
-from recsys.compress.shrink import shrink
+from recsys.checkpoint import Origin
+from recsys.compress.shrink import INITIAL, Start, write_initial
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import LiveTeacher, TargetsConfig, require_scores
 from recsys.distill.objective import Distillation, DistillConfig
 from recsys.distill.targets import require_room, write_targets
 from recsys.files import fingerprint, run_stage
-from recsys.models import StudentConfig, load_model, save
+from recsys.models import StudentConfig, load_model
 from recsys.train.config import TrainConfig
 from recsys.train.fit import NumWorkers, Task, most
 from recsys.train.objective import LossConfig, objective
-
-INITIAL = "initial"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +40,9 @@ class Distill:
     """What is kept of the teacher's answers."""
     distill: DistillConfig
     """How the student listens to the teacher."""
-    start: Literal["fresh", "teacher"] = "fresh"
-    """Where the student's weights start: at random, or as the teacher's, cut to the student's
-    shape."""
+    start: Start = "auto"
+    """Where the student's weights start: as the teacher's, cut to the student's shape (teacher), at
+    random (fresh), or as the teacher's where both shapes allow it (auto)."""
     live: bool = False
     """Whether the teacher is asked in every step, so that nothing is written: for a log that is
     small, or targets that are too large."""
@@ -73,6 +69,7 @@ class Distill:
             model=preset.student,
             keep=preset.targets,
             distill=preset.distill,
+            start=preset.start,
             live=preset.live,
             train=preset.train_student,
             loss=preset.loss,
@@ -97,7 +94,7 @@ def run(job: Distill) -> Path:
             build=lambda directory: _write_targets(job, directory),
         )
         made_from["targets"] = job.targets
-    if job.live or job.start == "teacher":
+    if job.live or job.start != "fresh":
         made_from["teacher"] = job.teacher
     asked = job.keep if job.live else None
     run_stage(
@@ -118,18 +115,12 @@ def _distill(job: Distill, directory: Path, made_from: Mapping[str, Path]) -> No
         model=job.model,
         train=job.train,
         objective=Distillation(source, job.distill),
-        initial=_initial(job, directory) if job.start == "teacher" else None,
+        initial=write_initial(
+            job.start, job.teacher, job.model, Dataset.open(job.dataset), directory
+        ),
     )
     origin = _origin(made_from, job.distill.leave_out_seen)
     train_model(task, directory, origin=origin, num_workers=job.num_workers)
-
-
-def _initial(job: Distill, directory: Path) -> Path:
-    """Writes the teacher, cut to the student's shape, and returns its model directory."""
-    dataset = Dataset.open(job.dataset)
-    student = shrink(load_model(job.teacher), job.model, histories=calibration_histories(dataset))
-    save(student, directory / INITIAL, items=job.dataset / ITEMS, origin=Origin(role="student"))
-    return directory / INITIAL
 
 
 def _train_alone(job: Distill, output: Path) -> None:

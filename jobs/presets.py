@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from jobs.recipes import RecipeFlag
 from recsys.compress import Quantize
+from recsys.compress.shrink import Start
 from recsys.data.schema import PrepareConfig
 from recsys.distill.answers import TargetsConfig
 from recsys.distill.objective import DistillConfig
@@ -37,6 +38,9 @@ class Preset:
     small, or targets that are too large."""
     distill: DistillConfig = field(default_factory=DistillConfig)
     """How the student listens to the teacher."""
+    start: Start = "auto"
+    """Where the student's weights start: as the teacher's, cut to the student's shape (teacher), at
+    random (fresh), or as the teacher's where both shapes allow it (auto)."""
     train_student: TrainConfig
     """How students are trained, distilled and alone."""
     recipe: RecipeFlag = (Quantize(),)
@@ -62,7 +66,7 @@ QUICKSTART = Preset(
         width=16,
         num_layers=1,
         num_heads=1,
-        head_width=16,
+        head_width=32,
         feed_forward_width=32,
         max_length=50,
         dropout=0.0,
@@ -105,8 +109,8 @@ MOVIELENS_1M = Preset(
     student=TransformerConfig(
         width=64,
         num_layers=2,
-        num_heads=4,
-        head_width=16,
+        num_heads=2,
+        head_width=32,
         feed_forward_width=128,
         max_length=200,
         dropout=0.0,
@@ -157,8 +161,8 @@ AMAZON_BEAUTY = Preset(
     student=TransformerConfig(
         width=32,
         num_layers=1,
-        num_heads=2,
-        head_width=16,
+        num_heads=1,
+        head_width=32,
         feed_forward_width=64,
         max_length=50,
         dropout=0.3,

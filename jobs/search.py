@@ -8,6 +8,7 @@ from pathlib import Path
 from jobs.command import command
 from jobs.on_ray import start_ray
 from jobs.presets import Preset
+from recsys.compress.shrink import Start
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import LiveTeacher, TargetsConfig
 from recsys.distill.objective import Distillation, DistillConfig
@@ -39,6 +40,8 @@ class Search:
     """What the search does not vary is taken from this shape."""
     distill: DistillConfig
     """How students listen to the teacher, but for its weight, which is searched for."""
+    start: Start = "auto"
+    """Where students start, as in jobs.distill."""
     train: TrainConfig
     """How students are trained, but for --search.epochs; a trial has one thread."""
     search: SearchConfig
@@ -63,6 +66,7 @@ class Search:
             student=preset.student,
             keep=preset.targets,
             distill=preset.distill,
+            start=preset.start,
             train=preset.train_student,
             search=preset.search,
             choose=preset.choose,
@@ -82,6 +86,7 @@ def run(job: Search) -> Path:
         config=(
             job.student,
             job.distill,
+            job.start,
             job.train,
             replace(job.search, max_concurrent=1),
             job.keep if job.live else None,
@@ -110,6 +115,8 @@ def _search(job: Search, directory: Path, seeds: dict[str, Path]) -> None:
     material = Material(
         dataset=job.dataset.resolve(),
         teacher=LiveTeacher(job.teacher, job.keep) if job.live else job.targets.resolve(),
+        start=job.start,
+        start_from=job.teacher.resolve(),
         train=replace(job.train, epochs=job.search.epochs, num_threads=1),
     )
     if job.search.num_trials:

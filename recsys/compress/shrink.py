@@ -2,9 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from recsys.checkpoint import ITEMS, Origin
 from recsys.compress import (
     CodebookItems,
     FactorizeItems,
@@ -16,11 +19,65 @@ from recsys.compress import (
     Step,
     compress,
 )
+from recsys.compress.package import calibration_histories
 from recsys.compress.prune import rebuilt
-from recsys.models import StudentConfig
+from recsys.data.sequences import Dataset
+from recsys.models import StudentConfig, load_model, save
 from recsys.models.ensemble import Ensemble
 from recsys.models.interface import SequenceModel
 from recsys.models.transformer import Transformer, TransformerConfig
+
+Start = Literal["auto", "teacher", "fresh"]
+INITIAL = "initial"
+SIZES = ("width", "num_layers", "num_heads", "feed_forward_width")
+
+
+def write_initial(
+    start: Start, teacher: Path, config: StudentConfig, dataset: Dataset, directory: Path
+) -> Path | None:
+    """Writes what a student starts as, below `directory`, and returns its model directory.
+
+    Args:
+        start: as the teacher ("teacher"), at random ("fresh"), or as the teacher where its shape
+            allows it ("auto").
+        teacher: its model directory.
+
+    Returns:
+        None for a student that starts at random.
+
+    Raises:
+        ValueError: it is to start as the teacher and cannot.
+    """
+    if start == "fresh":
+        return None
+    model = load_model(teacher)
+    if start == "auto" and unfit(model, config):
+        return None
+    student = shrink(model, config, histories=calibration_histories(dataset))
+    origin = Origin(role="student")
+    save(student, directory / INITIAL, items=dataset.path / ITEMS, origin=origin)
+    return directory / INITIAL
+
+
+def unfit(teacher: SequenceModel, config: StudentConfig) -> str:
+    """Returns why a student of `config` cannot start as its teacher; nothing where it can."""
+    first = _first(teacher)
+    if not (isinstance(first, Transformer) and isinstance(config, TransformerConfig)):
+        return "only a transformer starts as its teacher, and only as another transformer"
+    had = first.config
+    if config.head_width != had.head_width:
+        return f"heads are kept whole: give the student --model.head-width {had.head_width}"
+    if any(value is not None for value in (had.linear_rank, had.item_rank, had.item_codes)):
+        return "the teacher's maps or items are in factors or codes, and are not cut"
+    for name in SIZES:
+        wanted, most = getattr(config, name), getattr(had, name)
+        if wanted > most:
+            return f"the student's {name} is {wanted}, the teacher's {most}"
+    return ""
+
+
+def _first(teacher: SequenceModel) -> object:
+    return next(iter(teacher.members)) if isinstance(teacher, Ensemble) else teacher
 
 
 def shrink(
@@ -35,17 +92,12 @@ def shrink(
     Raises:
         ValueError: the student is no smaller transformer.
     """
-    first = next(iter(teacher.members)) if isinstance(teacher, Ensemble) else teacher
-    if not (isinstance(first, Transformer) and isinstance(config, TransformerConfig)):
-        raise ValueError(
-            "only a transformer starts as its teacher, and only as another transformer: "
-            "take --start fresh"
-        )
-    if config.head_width != first.config.head_width:
-        raise ValueError(
-            f"heads are kept whole: give the student the teacher's, --model.head-width "
-            f"{first.config.head_width}, or take --start fresh"
-        )
+    reason = unfit(teacher, config)
+    if reason:
+        raise ValueError(f"{reason}, or take --start fresh")
+    first = _first(teacher)
+    assert isinstance(first, Transformer)
+    assert isinstance(config, TransformerConfig)
     had = first.config
     pruned = [
         (PruneLayers(keep=config.num_layers), had.num_layers),

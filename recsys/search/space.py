@@ -89,12 +89,13 @@ def choices(config: SearchConfig) -> dict[str, tuple]:
 
 
 def shaped(student: StudentConfig, width: int, num_layers: int, expansion: int) -> StudentConfig:
-    """Returns the student at another width and depth, heads and inner widths going along."""
+    """Returns the student at another width and depth, the number of heads and inner widths going
+    along; heads themselves keep their width, that of the teacher's where it starts as one."""
     inner, shape = width * expansion, dict[str, int]()
     match student:
         case TransformerConfig():
-            heads = {"num_heads": max(1, width // 16), "head_width": min(16, width + width % 2)}
-            shape = {**heads, "feed_forward_width": inner}
+            heads = max(1, width // student.head_width)
+            shape = {"num_heads": heads, "feed_forward_width": inner}
         case GRUConfig():
             shape = {"hidden_width": inner}
     # Neither rank nor codes of the item table: those are steps of the recipe.

@@ -13,6 +13,7 @@ from recsys.checkpoint import Origin
 from recsys.compress import compress
 from recsys.compress.package import calibration_histories, package
 from recsys.compress.recover import recovery
+from recsys.compress.shrink import Start, write_initial
 from recsys.config import to_json
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import LiveTeacher
@@ -34,6 +35,10 @@ class Material:
     """The prepared dataset."""
     teacher: Path | LiveTeacher
     """The directory of the teacher's answers, or the teacher."""
+    start: Start
+    """Where students start."""
+    start_from: Path
+    """The model directory of the teacher that they start as, if they do."""
     train: TrainConfig
     """How students are trained."""
 
@@ -84,16 +89,19 @@ def _parent(teacher: Path | LiveTeacher) -> dict[str, str]:
 
 def _build(point: Point, material: Material, directory: Path) -> dict[str, Any]:
     dataset = Dataset.open(material.dataset)
+    started = time.perf_counter()
+    checkpoints = directory / CHECKPOINTS
+    checkpoints.mkdir(exist_ok=True)
     objective = Distillation(material.teacher, point.distill)
     task = Task(
         dataset=material.dataset,
         model=point.model,
         train=material.train,
         objective=objective,
+        initial=write_initial(
+            material.start, material.start_from, point.model, dataset, checkpoints
+        ),
     )
-    started = time.perf_counter()
-    checkpoints = directory / CHECKPOINTS
-    checkpoints.mkdir(exist_ok=True)
     fitted = fit(task, checkpoints)
     recover = recovery(material.dataset, objective, material.train, checkpoints)
     model, precision = compress(

@@ -127,26 +127,26 @@ class Recommend:
             )
         except RequestError as error:
             return _error(error.status, str(error))
-        batched = await self._batch(model, request)
+        batched = await self._batch((model, request))
         answer = {"model_version": batched.version, "recommendations": batched.recommendations}
         return _json(answer, headers={"x-batch-size": str(batched.size)})
 
     @serve.batch
-    async def _batch(self, models: list[Recommender], requests: list[Request]) -> list[Batched]:
+    async def _batch(self, asked: list[tuple[Recommender, Request]]) -> list[Batched]:
         # In a thread, so that the next batch is read while this one is computed.
-        return await asyncio.to_thread(answer_together, models, requests)
+        return await asyncio.to_thread(answer_together, asked)
 
 
-def answer_together(models: Sequence[Recommender], requests: Sequence[Request]) -> list[Batched]:
+def answer_together(asked: Sequence[tuple[Recommender, Request]]) -> list[Batched]:
     """Returns the answer to each request, by the model that it was checked against; there are two
     of them only while one takes the place of the other."""
     batched: dict[int, Batched] = {}
-    for model in dict.fromkeys(models):
-        own = [i for i, asked in enumerate(models) if asked is model]
-        answers = model.answer([requests[i] for i in own])
+    for model in dict.fromkeys(model for model, _ in asked):
+        own = {i: request for i, (of, request) in enumerate(asked) if of is model}
+        answers = model.answer(list(own.values()))
         for i, answer in zip(own, answers, strict=True):
             batched[i] = Batched(model.version, len(own), answer)
-    return [batched[i] for i in range(len(requests))]
+    return [batched[i] for i in range(len(asked))]
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:

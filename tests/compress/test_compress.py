@@ -25,7 +25,6 @@ from recsys.compress import (
     compress,
 )
 from recsys.compress.export import export_onnx
-from recsys.compress.shrink import shrink
 from recsys.config import from_json, to_json
 from recsys.models import build, load_model, save
 from recsys.models.interface import torch_scorer
@@ -179,24 +178,3 @@ def test_recovery_without_a_trainer_is_refused(model, histories):
 def test_calibration_without_items_is_refused(model):
     with pytest.raises(ValueError, match="at least one history"):
         apply(PruneLayers(keep=1), model, [np.zeros(0, dtype=np.int32)])
-
-
-def test_a_student_of_its_teachers_shape_starts_with_the_teachers_scores(histories):
-    torch.manual_seed(0)
-    teacher = build(CONFIG, NUM_ITEMS + 1)
-    with torch.no_grad():
-        for parameter in teacher.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # norms that scale and shift
-    student = shrink(teacher, dataclasses.replace(CONFIG, dropout=0.0), histories=histories)
-    assert student.config.dropout == 0
-    asked = histories[1:]
-    np.testing.assert_array_equal(torch_scorer(student)(asked), torch_scorer(teacher)(asked))
-
-
-def test_a_student_has_the_shape_that_is_asked_for(histories):
-    teacher = build(CONFIG, NUM_ITEMS + 1)
-    shape = {"width": 20, "num_layers": 2, "num_heads": 1, "feed_forward_width": 24}
-    config = dataclasses.replace(CONFIG, **shape, item_rank=10, linear_rank=6)
-    assert shrink(teacher, config, histories=histories).config == config
-    with pytest.raises(ValueError, match=r"PruneWidth\.keep is 33, but the model has 32 channels"):
-        shrink(teacher, dataclasses.replace(CONFIG, width=33), histories=histories)

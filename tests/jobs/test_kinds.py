@@ -227,7 +227,7 @@ def test_a_student_that_is_no_smaller_teacher_is_refused(directory, dataset_dire
     with pytest.raises(ValueError, match="only a transformer starts as its teacher"):
         distill.run(job)
     wider = replace(job, teacher=directory / "transformer", model=replace(CUT, head_width=4))
-    with pytest.raises(ValueError, match="give the student the teacher's"):
+    with pytest.raises(ValueError, match=r"give the student --model\.head-width 16"):
         distill.run(wider)
 
 

@@ -61,7 +61,13 @@ def directory(dataset_directory):
 
 @pytest.fixture
 def material(directory):
-    return Material(dataset=directory / "dataset", teacher=directory / "targets", train=TRAIN)
+    return Material(
+        dataset=directory / "dataset",
+        teacher=directory / "targets",
+        start="auto",
+        start_from=directory / "teacher",
+        train=TRAIN,
+    )
 
 
 def test_a_point_is_measured_once_and_says_what_it_is(material, tmp_path):

@@ -214,7 +214,7 @@ def test_a_request_is_answered_by_the_model_it_was_checked_against(tmp_path):
     before = Recommender(write_model(tmp_path / "before"))
     after = Recommender(write_model(tmp_path / "after", sign=-1))
     requests = [Request(histories=(("a",),), k=k, exclude_seen=True) for k in (1, 2, 3)]
-    batched = answer_together([before, after, before], requests)
+    batched = answer_together(list(zip((before, after, before), requests, strict=True)))
     assert [one.version for one in batched] == [before.version, after.version, before.version]
     assert [one.size for one in batched] == [2, 1, 2]
     for one, model, request in zip(batched, (before, after, before), requests, strict=True):
