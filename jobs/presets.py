@@ -168,7 +168,7 @@ AMAZON_BEAUTY = Preset(
         dropout=0.3,
     ),
     train_student=TrainConfig(
-        epochs=24, batch_rows=16, learning_rate=2e-3, evaluate_every=4, num_threads=1, compile=True
+        epochs=16, batch_rows=16, learning_rate=2e-3, evaluate_every=4, num_threads=1, compile=True
     ),
     search=SearchConfig(item_codes=(0, 8)),
 )
