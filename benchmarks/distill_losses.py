@@ -33,6 +33,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "kl and contrast": ("--distill.contrast-weight", "0.1"),
     "kl and relation": ("--distill.relation-weight", "10"),
     "kl, live": ("--live",),
+    "kl, from noise": ("--start", "fresh"),
 }
 
 
