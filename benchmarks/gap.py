@@ -94,7 +94,6 @@ def measure(results: Results, options: Options) -> None:
                 for name in (STUDENT, ALONE)
             )
             results.put(subject, line, _values(distilled, alone, teacher))
-    draw([row for row in results.rows() if row.dataset == options.dataset])
 
 
 def better(models: Sequence[Path]) -> Path:
@@ -154,8 +153,9 @@ def gap_closed(distilled: float, alone: float, teacher: float) -> float:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Returns means over the seeds, the share of the gap between them that is closed, and the
-    picture."""
+    """Draws the picture and returns means over the seeds, the share of the gap between them that is
+    closed, and a link to it."""
+    draw(rows)
     lines = []
     for name in dict.fromkeys(row.variant for row in rows):
         distilled, alone, teacher, size = (
@@ -187,7 +187,12 @@ def draw(rows: Sequence[Row]) -> None:
     teacher = statistics.mean(values_of(rows, f"teacher_{METRIC}"))
     axes.axhline(teacher, color=COLORS["teacher"], linestyle=":", label="teacher")
     axes.set_xscale("log")
-    axes.set_xlabel("size (KiB)")
+    axes.minorticks_off()
+    shares = [name.removeprefix("size=") for name in names]
+    axes.set_xticks(
+        sizes, [f"{share}\n{s:,.0f} KiB" for share, s in zip(shares, sizes, strict=True)]
+    )
+    axes.set_xlabel("size, of the teacher's")
     axes.set_ylabel("NDCG@10 on test")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
