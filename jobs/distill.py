@@ -110,14 +110,20 @@ def run(job: Distill) -> Path:
 
 def _distill(job: Distill, directory: Path, made_from: Mapping[str, Path]) -> None:
     source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
+    dataset = Dataset.open(job.dataset)
+    initial = write_initial(job.start, job.teacher, job.model, dataset, directory)
+    if initial is None and job.start == "auto":
+        print(
+            "the student starts from noise: its teacher is no transformer with heads as wide and "
+            "nothing smaller",
+            flush=True,
+        )
     task = Task(
         dataset=job.dataset,
         model=job.model,
         train=job.train,
         objective=Distillation(source, job.distill),
-        initial=write_initial(
-            job.start, job.teacher, job.model, Dataset.open(job.dataset), directory
-        ),
+        initial=initial,
     )
     origin = _origin(made_from, job.distill.leave_out_seen)
     train_model(task, directory, origin=origin, num_workers=job.num_workers)

@@ -212,6 +212,22 @@ def test_a_student_starts_as_its_teacher_and_asks_it_live(directory, dataset_dir
     assert report_of(recovered)["ndcg@10"] > 0.3
 
 
+def test_a_student_that_starts_from_noise_says_so(directory, dataset_directory, capsys):
+    distill.run(
+        distill.Distill(
+            dataset=dataset_directory,
+            teacher=directory / "transformer",
+            targets=directory / "transformer's targets",
+            output=directory / "noise",
+            model=GRU,
+            keep=TargetsConfig(top_k=5),
+            distill=DistillConfig(),
+            train=replace(TRAIN, epochs=1),
+        )
+    )
+    assert "the student starts from noise" in capsys.readouterr().out
+
+
 def test_a_student_that_is_no_smaller_teacher_is_refused(directory, dataset_directory):
     job = distill.Distill(
         dataset=dataset_directory,
