@@ -10,7 +10,7 @@ from jobs.on_ray import start_ray
 from jobs.presets import Preset
 from jobs.train import SCRATCH, train_model
 from recsys.checkpoint import Origin
-from recsys.compress.shrink import INITIAL, Start, write_initial
+from recsys.compress.shrink import INITIAL, Start, require_part, write_initial
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import LiveTeacher, TargetsConfig, require_scores
 from recsys.distill.objective import Distillation, DistillConfig
@@ -82,6 +82,8 @@ def run(job: Distill) -> Path:
     """Distils, as far as that is not done, and returns the student's model directory."""
     job.distill.require(job.keep)
     require_scores(job.teacher, job.keep)
+    if job.start == "teacher":
+        _require_part(job)
     if job.alone is not None:
         _train_alone(job, job.alone)
     made_from = {"dataset": job.dataset}
@@ -108,16 +110,19 @@ def run(job: Distill) -> Path:
     return job.output
 
 
+def _require_part(job: Distill) -> None:
+    try:
+        require_part(load_model(job.teacher), job.model)
+    except ValueError as error:
+        raise ValueError(f"{error}; or take --start fresh") from None
+
+
 def _distill(job: Distill, directory: Path, made_from: Mapping[str, Path]) -> None:
     source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
     dataset = Dataset.open(job.dataset)
-    initial = write_initial(job.start, job.teacher, job.model, dataset, directory)
-    if initial is None and job.start == "auto":
-        print(
-            "the student starts from noise: its teacher is no transformer with heads as wide and "
-            "nothing smaller",
-            flush=True,
-        )
+    initial, why_not = write_initial(job.start, job.teacher, job.model, dataset, directory)
+    if why_not:
+        print(f"the student starts from noise: {why_not}", flush=True)
     task = Task(
         dataset=job.dataset,
         model=job.model,

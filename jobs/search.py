@@ -27,7 +27,7 @@ class Search:
     dataset: Path
     """The dataset, from jobs.prepare."""
     teacher: Path
-    """The teacher's model directory, to compare with."""
+    """The teacher's model directory, for students to start as, and to compare with."""
     targets: Path
     """The teacher's answers, from jobs.distill, unless it is asked live."""
     models: tuple[Path, ...]

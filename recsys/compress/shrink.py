@@ -1,6 +1,5 @@
 """A student that starts as its teacher, cut to the student's shape."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -34,8 +33,8 @@ SIZES = ("width", "num_layers", "num_heads", "feed_forward_width")
 
 def write_initial(
     start: Start, teacher: Path, config: StudentConfig, dataset: Dataset, directory: Path
-) -> Path | None:
-    """Writes what a student starts as, below `directory`, and returns its model directory.
+) -> tuple[Path | None, str]:
+    """Writes what a student starts as, below `directory`.
 
     Args:
         start: as the teacher ("teacher"), at random ("fresh"), or as the teacher where its shape
@@ -43,37 +42,47 @@ def write_initial(
         teacher: its model directory.
 
     Returns:
-        None for a student that starts at random.
+        The model directory, none for a student that starts at random; and, of one that was not told
+        to, why.
 
     Raises:
         ValueError: it is to start as the teacher and cannot.
     """
     if start == "fresh":
-        return None
-    model = load_model(teacher)
-    if start == "auto" and unfit(model, config):
-        return None
-    student = shrink(model, config, histories=calibration_histories(dataset))
+        return None, ""
+    try:
+        student = shrink(load_model(teacher), config, histories=calibration_histories(dataset))
+    except ValueError as error:
+        if start == "teacher":
+            raise
+        return None, str(error)
     origin = Origin(role="student")
     save(student, directory / INITIAL, items=dataset.path / ITEMS, origin=origin)
-    return directory / INITIAL
+    return directory / INITIAL, ""
 
 
-def unfit(teacher: SequenceModel, config: StudentConfig) -> str:
-    """Returns why a student of `config` cannot start as its teacher; nothing where it can."""
+def require_part(teacher: SequenceModel, config: StudentConfig) -> None:
+    """Checks that a student of `config` can be cut from a teacher.
+
+    Raises:
+        ValueError: it cannot; with the reason.
+    """
     first = _first(teacher)
     if not (isinstance(first, Transformer) and isinstance(config, TransformerConfig)):
-        return "only a transformer starts as its teacher, and only as another transformer"
+        raise ValueError("only a transformer is cut from its teacher, and only from another one")
     had = first.config
+    if config.content:
+        raise ValueError("a student with content is not cut from its teacher")
     if config.head_width != had.head_width:
-        return f"heads are kept whole: give the student --model.head-width {had.head_width}"
+        raise ValueError(
+            f"heads are kept whole: give the student --model.head-width {had.head_width}"
+        )
     if any(value is not None for value in (had.linear_rank, had.item_rank, had.item_codes)):
-        return "the teacher's maps or items are in factors or codes, and are not cut"
+        raise ValueError("the teacher's maps or items are in factors or codes, and are not cut")
     for name in SIZES:
         wanted, most = getattr(config, name), getattr(had, name)
         if wanted > most:
-            return f"the student's {name} is {wanted}, the teacher's {most}"
-    return ""
+            raise ValueError(f"the student's {name} is {wanted}, the teacher's {most}")
 
 
 def _first(teacher: SequenceModel) -> object:
@@ -90,11 +99,9 @@ def shrink(
         histories: real ones, to measure on what matters.
 
     Raises:
-        ValueError: the student is no smaller transformer.
+        ValueError: the student is no part of the teacher.
     """
-    reason = unfit(teacher, config)
-    if reason:
-        raise ValueError(f"{reason}, or take --start fresh")
+    require_part(teacher, config)
     first = _first(teacher)
     assert isinstance(first, Transformer)
     assert isinstance(config, TransformerConfig)
@@ -115,5 +122,4 @@ def shrink(
         steps.append(CodebookItems(codes=config.item_codes))
     smaller, _ = compress(first, tuple(steps), histories=histories)
     assert isinstance(smaller, Transformer)
-    cut = dataclasses.replace(config, content=(), num_read=0)
-    return rebuilt(smaller, cut, dict(smaller.state_dict()))
+    return rebuilt(smaller, config, dict(smaller.state_dict()))

@@ -179,9 +179,10 @@ def kept(directory: Path) -> TargetsConfig:
     Raises:
         ValueError: `directory` holds no targets.
     """
-    if not (directory / STAGE_FILE).exists():
+    stage = read_json(directory / STAGE_FILE) if (directory / STAGE_FILE).exists() else {}
+    if stage.get("stage") != "targets":
         raise ValueError(f"{directory} holds no targets; run jobs.distill")
-    return from_json(TargetsConfig, read_json(directory / STAGE_FILE)["config"])
+    return from_json(TargetsConfig, stage["config"])
 
 
 class Targets:

@@ -93,14 +93,15 @@ def _build(point: Point, material: Material, directory: Path) -> dict[str, Any]:
     checkpoints = directory / CHECKPOINTS
     checkpoints.mkdir(exist_ok=True)
     objective = Distillation(material.teacher, point.distill)
+    initial, _ = write_initial(
+        material.start, material.start_from, point.model, dataset, checkpoints
+    )
     task = Task(
         dataset=material.dataset,
         model=point.model,
         train=material.train,
         objective=objective,
-        initial=write_initial(
-            material.start, material.start_from, point.model, dataset, checkpoints
-        ),
+        initial=initial,
     )
     fitted = fit(task, checkpoints)
     recover = recovery(material.dataset, objective, material.train, checkpoints)
@@ -110,6 +111,7 @@ def _build(point: Point, material: Material, directory: Path) -> dict[str, Any]:
     parents = {
         "dataset": fingerprint(material.dataset),
         **_parent(material.teacher),
+        **({"teacher": fingerprint(material.start_from)} if initial else {}),
     }
     return package(
         model,

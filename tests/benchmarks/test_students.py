@@ -91,7 +91,7 @@ def test_the_gap_is_of_means_over_seeds(trained, tmp_path, monkeypatch):
         gap.measure(results, options)
     shapes = [parsed(shlex.split(words)).model for words in trained]
     assert [shape.width for shape in shapes] == [40, 40, 96, 96] * 2
-    assert [shape.dropout for shape in shapes] == [0.0, 0.3] * 4
+    assert [shape.dropout for shape in shapes] == [0.1, 0.3] * 4
     assert "5% | 97.7 KiB | 0.1000 ± 0.0000 | 0.3000 ± 0.0707 | 0.3000 | 100% | 2 |" in (
         gap.markdown(results.rows())
     )

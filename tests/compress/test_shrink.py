@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recsys.checkpoint import Origin
-from recsys.compress.shrink import shrink, unfit, write_initial
+from recsys.compress.shrink import shrink, write_initial
 from recsys.models import GRUConfig, TransformerConfig, build, load_model, save
 from recsys.models.interface import torch_scorer
 
@@ -48,31 +48,38 @@ def test_a_student_has_the_shape_that_is_asked_for(histories):
         ({"width": 33}, "the student's width is 33, the teacher's 32"),
         ({"num_layers": 4}, "the student's num_layers is 4, the teacher's 3"),
         ({"head_width": 4}, "give the student --model.head-width 8"),
+        ({"content": ("text",)}, "a student with content"),
+        ({"width": 8, "item_rank": 16}, "has 8 ranks"),
     ],
 )
 def test_a_student_that_is_no_part_of_its_teacher_is_told_why(changes, reason, histories):
     teacher, config = build(CONFIG, NUM_ITEMS + 1), dataclasses.replace(CONFIG, **changes)
-    assert reason in unfit(teacher, config)
-    with pytest.raises(ValueError, match=r", or take --start fresh"):
+    with pytest.raises(ValueError, match=reason):
         shrink(teacher, config, histories=histories)
-    assert unfit(teacher, GRUConfig(width=8)).startswith("only a transformer")
+    with pytest.raises(ValueError, match="only a transformer"):
+        shrink(teacher, GRUConfig(width=8), histories=histories)
     factored = build(dataclasses.replace(CONFIG, item_rank=4), NUM_ITEMS + 1)
-    assert "in factors or codes" in unfit(factored, CONFIG)
-    assert not unfit(teacher, CONFIG)
+    with pytest.raises(ValueError, match="in factors or codes"):
+        shrink(factored, CONFIG, histories=histories)
 
 
 def test_a_student_starts_as_its_teacher_where_it_can(dataset, dataset_directory, tmp_path):
     teacher = build(CONFIG, dataset.num_items_with_padding)
     items = dataset_directory / "items.parquet"
     save(teacher, tmp_path / "teacher", items=items, origin=Origin(role="teacher"))
-    smaller = dataclasses.replace(CONFIG, num_layers=1)
 
     def initial(start, config):
         return write_initial(start, tmp_path / "teacher", config, dataset, tmp_path)
 
-    assert initial("fresh", smaller) is None
-    assert initial("auto", GRUConfig(width=8)) is None
+    assert initial("fresh", CONFIG) == (None, "")
+    directory, why_not = initial("auto", GRUConfig(width=8))
+    assert directory is None
+    assert why_not.startswith("only a transformer")
+    asked = [np.array([1, 2, 3])]
     for start in ("auto", "teacher"):
-        assert load_model(initial(start, smaller)).config == smaller
-    with pytest.raises(ValueError, match=r"only a transformer .*--start fresh"):
+        directory, why_not = initial(start, CONFIG)
+        scores = torch_scorer(load_model(directory))(asked)
+        np.testing.assert_array_equal(scores, torch_scorer(teacher.eval())(asked))
+        assert not why_not
+    with pytest.raises(ValueError, match="only a transformer"):
         initial("teacher", GRUConfig(width=8))

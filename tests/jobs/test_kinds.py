@@ -225,7 +225,7 @@ def test_a_student_that_starts_from_noise_says_so(directory, dataset_directory, 
             train=replace(TRAIN, epochs=1),
         )
     )
-    assert "the student starts from noise" in capsys.readouterr().out
+    assert "starts from noise: only a transformer is cut" in capsys.readouterr().out
 
 
 def test_a_student_that_is_no_smaller_teacher_is_refused(directory, dataset_directory):
@@ -240,7 +240,7 @@ def test_a_student_that_is_no_smaller_teacher_is_refused(directory, dataset_dire
         train=TRAIN,
         start="teacher",
     )
-    with pytest.raises(ValueError, match="only a transformer starts as its teacher"):
+    with pytest.raises(ValueError, match=r"only a transformer is cut .*; or take --start fresh"):
         distill.run(job)
     wider = replace(job, teacher=directory / "transformer", model=replace(CUT, head_width=4))
     with pytest.raises(ValueError, match=r"give the student --model\.head-width 16"):

@@ -19,6 +19,9 @@ def test_every_sample_is_a_model_that_can_be_built():
             point = point_from(sample, student, DistillConfig(), config)
             assert type(point.model) is type(student)
             assert build(point.model, 10).config.max_length == 20
+            if isinstance(point.model, TransformerConfig):  # heads as wide as the student's
+                heads = (point.model.num_heads, point.model.head_width)
+                assert heads == (max(1, sample["width"] // 32), 32)
             assert replace(point.model, item_codes=point.recipe[0].codes)
 
 

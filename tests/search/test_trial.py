@@ -80,6 +80,28 @@ def test_a_point_is_measured_once_and_says_what_it_is(material, tmp_path):
     assert not (tmp_path / POINT.name / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("start", ["auto", "fresh"])
+def test_a_trial_starts_as_the_teacher_where_it_can(
+    start, material, directory, tmp_path, monkeypatch
+):
+    starts = []
+
+    def fit(task, checkpoints):
+        starts.append(task.initial and (task.initial / "model.safetensors").exists())
+        return trained(task, checkpoints)
+
+    trained = trial.fit
+    monkeypatch.setattr(trial, "fit", fit)
+    measure(POINT, replace(material, start=start), tmp_path)
+    parents = json.loads((tmp_path / POINT.name / "config.json").read_text())["parents"]
+    if start == "auto":
+        assert starts == [True]
+        assert parents["teacher"] == fingerprint(directory / "teacher")
+    else:
+        assert starts == [None]
+        assert "teacher" not in parents
+
+
 def test_a_trial_may_ask_the_teacher_live(material, directory, tmp_path):
     live = LiveTeacher(directory / "teacher", TargetsConfig(top_k=5))
     row = measure(POINT, replace(material, teacher=live), tmp_path)
