@@ -212,23 +212,9 @@ def test_a_student_starts_as_its_teacher_and_asks_it_live(directory, dataset_dir
     assert report_of(recovered)["ndcg@10"] > 0.3
 
 
-def test_a_student_that_starts_from_noise_says_so(directory, dataset_directory, capsys):
-    distill.run(
-        distill.Distill(
-            dataset=dataset_directory,
-            teacher=directory / "transformer",
-            targets=directory / "transformer's targets",
-            output=directory / "noise",
-            model=GRU,
-            keep=TargetsConfig(top_k=5),
-            distill=DistillConfig(),
-            train=replace(TRAIN, epochs=1),
-        )
-    )
-    assert "starts from noise: only a transformer is cut" in capsys.readouterr().out
-
-
-def test_a_student_that_is_no_smaller_teacher_is_refused(directory, dataset_directory):
+def test_a_student_that_is_no_smaller_teacher_is_refused_or_starts_from_noise(
+    directory, dataset_directory, capsys
+):
     job = distill.Distill(
         dataset=dataset_directory,
         teacher=directory / "teacher",
@@ -245,6 +231,8 @@ def test_a_student_that_is_no_smaller_teacher_is_refused(directory, dataset_dire
     wider = replace(job, teacher=directory / "transformer", model=replace(CUT, head_width=4))
     with pytest.raises(ValueError, match=r"give the student --model\.head-width 16"):
         distill.run(wider)
+    distill.run(replace(job, output=directory / "noise", start="auto"))
+    assert "starts from noise: only a transformer is cut" in capsys.readouterr().out
 
 
 def test_what_cannot_be_served_is_not_compressed(directory, dataset_directory):
