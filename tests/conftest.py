@@ -1,9 +1,12 @@
 """A small dataset with something to learn, and Ray started once."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.on_ray import SETTINGS, start_ray
@@ -81,3 +84,16 @@ def store_targets():
 def ray_started():
     """Ray, running."""
     start_ray()
+
+
+@pytest.fixture
+def titled(dataset, tmp_path):
+    """The small dataset with titles "t1", "t2", ... and none for item 3."""
+    from recsys.data.sequences import ITEMS, Dataset
+
+    shutil.copytree(dataset.path, tmp_path / "titled")
+    path = tmp_path / "titled" / ITEMS
+    items = pq.read_table(path)
+    titles = [None if row in (0, 3) else f"t{row}" for row in range(len(items))]
+    pq.write_table(items.append_column("title", pa.array(titles)), path)
+    return Dataset.open(tmp_path / "titled")

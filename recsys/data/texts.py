@@ -1,4 +1,7 @@
-"""Texts of items with a category each: what a text classifier learns from."""
+"""Texts with a category each: what a text classifier learns from.
+
+The text of an item and one of its categories, or the titles of a history and the next item.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,9 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from recsys.config import require_at_least
 from recsys.data.content import require_columns, texts_of
 from recsys.data.read import read_table
+from recsys.data.sequences import ITEMS, Dataset
 
 
 class LabelledTexts(NamedTuple):
@@ -91,6 +97,51 @@ def label(
         raise ValueError(f"two categories are needed, and {category_column!r} has {found}")
     labels_N = np.array([categories.index(value) for _, value in pairs])
     return LabelledTexts([text for text, _ in pairs], labels_N, categories)
+
+
+class Titles:
+    """The titles of a dataset's items: histories become texts, and the items categories."""
+
+    def __init__(self, dataset: Dataset, text_columns: Sequence[str], *, num_last: int = 8):
+        """
+        Args:
+            text_columns: columns of the item table that make a title.
+            num_last: titles of a history that are read.
+
+        Raises:
+            ValueError: the dataset's item table lacks a column, or no item has a title.
+        """
+        require_at_least(1, num_last=num_last)
+        items = pq.read_table(dataset.path / ITEMS)
+        require_columns(items, text_columns)
+        self.dataset, self.num_last = dataset, num_last
+        self.titles_V = [text or "" for text in texts_of(items, text_columns)]
+        if not any(self.titles_V):
+            raise ValueError(f"no item of {dataset.path} has a title in {', '.join(text_columns)}")
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        """External ids of the items that can come next, in the order of the catalogue."""
+        return tuple(self.dataset.item_ids.to_pylist()[1:])
+
+    def text(self, history: np.ndarray) -> str:
+        """Returns the titles of a history's last items, the newest first."""
+        titles = (self.titles_V[item] for item in history[: -self.num_last - 1 : -1])
+        return "; ".join(filter(None, titles))
+
+    def next_items(self, num_per_user: int = 2) -> LabelledTexts:
+        """Returns histories and the item that followed, from the training part of the log.
+
+        Args:
+            num_per_user: of every user's training items, how many of the last are predicted.
+        """
+        texts, labels = [], []
+        for user, length in enumerate(self.dataset.train_length_U):
+            history = self.dataset.history(user)
+            for target in range(max(1, length - num_per_user), length):
+                texts.append(self.text(history[:target]))
+                labels.append(history[target] - 1)
+        return LabelledTexts(texts, np.array(labels, np.int64), self.items)
 
 
 def _values(value: Any) -> list[str]:

@@ -1,18 +1,23 @@
-"""How often a text classifier is right."""
+"""How often a text classifier is right, and how well one ranks a catalogue."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from recsys.data.texts import LabelledTexts
+from recsys.data.texts import LabelledTexts, Titles
 from recsys.evaluate.metrics import bootstrap_interval
+from recsys.evaluate.report import evaluate_scorer
 
 
 class Classifier(Protocol):
     """Anything that tells the category of a text."""
 
     categories: tuple[str, ...]
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns logits_NC."""
+        ...
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the index of each text's most likely category."""
@@ -33,3 +38,20 @@ def evaluate(classifier: Classifier, texts: LabelledTexts) -> dict[str, Any]:
         "accuracy_interval": list(bootstrap_interval(right_N, seed=0)),
         "num_texts": len(right_N),
     }
+
+
+def rank(classifier: Classifier, titles: Titles) -> dict[str, Any]:
+    """Returns the accuracy part of a report of a classifier whose categories are the items: what
+    comes next after the titles of a history, of the whole catalogue, on test.
+
+    Raises:
+        ValueError: the classifier has other categories.
+    """
+    if titles.items != classifier.categories:
+        raise ValueError("the dataset has other items than the classifier has categories")
+
+    def score(histories: Sequence[np.ndarray], timestamps: Sequence[np.ndarray]) -> np.ndarray:
+        logits_BV = classifier.logits([titles.text(history) for history in histories])
+        return np.pad(logits_BV, ((0, 0), (1, 0)))  # the padding item
+
+    return evaluate_scorer(score, titles.dataset, "test", seed=0)

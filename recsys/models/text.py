@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from recsys.config import require_at_least
 from recsys.data.content import locate
@@ -61,16 +62,37 @@ class TextClassifier(nn.Module):
         return tokens_NT != self.tokenizer.padding
 
     def _classify(self, tokens_NT: Tensor, states_NTD: Tensor) -> Tensor:
+        return self.head(self._mean(tokens_NT, states_NTD))
+
+    def _mean(self, tokens_NT: Tensor, states_NTD: Tensor) -> Tensor:
         mask_NT1 = self.mask(tokens_NT)[..., None]
-        return self.head((states_NTD * mask_NT1).sum(dim=1) / mask_NT1.sum(dim=1))
+        return (states_NTD * mask_NT1).sum(dim=1) / mask_NT1.sum(dim=1)
 
     @torch.inference_mode()
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns logits_NC."""
+        return self.eval()(self.tokenizer(texts)).numpy()
+
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the index of each text's most likely category."""
-        self.eval()
         starts = range(0, len(texts), BATCH_SIZE)
-        batches = (self.tokenizer(texts[at : at + BATCH_SIZE]) for at in starts)
-        return np.concatenate([self(tokens_NT).argmax(dim=1).numpy() for tokens_NT in batches])
+        best = [self.logits(texts[at : at + BATCH_SIZE]).argmax(axis=1) for at in starts]
+        return np.concatenate(best)
+
+    @torch.inference_mode()
+    def describe(self, texts_C: Sequence[str]) -> None:
+        """Lets each category start where a text about it lies: as the direction of its mean state,
+        seen from the mean of all; one without a text, as nothing."""
+        self.eval()
+        for at in range(0, len(texts_C), BATCH_SIZE):
+            tokens_NT = self.tokenizer(texts_C[at : at + BATCH_SIZE])
+            states_NTD = self.model(tokens_NT, self.mask(tokens_NT).long())[0]
+            self.head.weight[at : at + BATCH_SIZE] = self._mean(tokens_NT, states_NTD)
+        has_text_C1 = torch.tensor([bool(text) for text in texts_C])[:, None]
+        mean_D = self.head.weight[has_text_C1[:, 0]].mean(dim=0)
+        directions_CD = normalize(self.head.weight - mean_D, dim=1) * has_text_C1
+        self.head.weight.copy_(directions_CD)
+        self.head.bias.zero_()
 
 
 class Cut(NamedTuple):

@@ -1,9 +1,10 @@
 """Texts with categories, from tables worked out by hand."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys.data.texts import label, read_texts
+from recsys.data.texts import Titles, label, read_texts
 
 TABLE = pa.table(
     {
@@ -59,3 +60,31 @@ def test_one_category_is_too_few(tmp_path):
     path.write_text("title,kind\na,p\nb,p\n")
     with pytest.raises(ValueError, match="two categories are needed, and 'kind' has only 'p'"):
         read_texts(str(path), ["title"], "kind")
+
+
+def test_a_history_is_its_last_titles_the_newest_first(titled):
+    titles = Titles(titled, ["title"], num_last=3)
+    assert titles.text(np.array([5, 1, 3, 2])) == "t2; t1"
+    assert titles.text(np.array([4])) == "t4"
+    assert titles.items == tuple(titled.item_ids.to_pylist()[1:])
+
+
+def test_next_items_are_of_the_training_part_and_their_texts_end_before_them(titled):
+    titles = Titles(titled, ["title"], num_last=100)
+    texts = titles.next_items(num_per_user=2)
+    expected = [
+        (titles.text(history[:target]), history[target] - 1)
+        for user, length in enumerate(titled.train_length_U)
+        for history in [titled.history(user)]
+        for target in (length - 2, length - 1)
+        if target >= 1
+    ]
+    assert list(zip(texts.texts_N, texts.labels_N, strict=True)) == expected
+    assert texts.categories == titles.items
+
+
+def test_titles_that_are_not_there_are_said(dataset, titled):
+    with pytest.raises(ValueError, match="has no column 'title'"):
+        Titles(dataset, ["title"])
+    with pytest.raises(ValueError, match="num_last"):
+        Titles(titled, ["title"], num_last=0)

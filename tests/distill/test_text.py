@@ -1,7 +1,9 @@
 """Teaching of text classifiers: losses worked out by hand, and the five calls of the article."""
 
+import itertools
 import math
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from recsys.compress.text import CompressedClassifier, compress
+from recsys.data.texts import Titles
 from recsys.distill.text import (
     TextDistillation,
     TextDistillConfig,
@@ -20,10 +23,10 @@ from recsys.distill.text import (
     state_loss,
     train_student,
 )
-from recsys.evaluate.text import evaluate
+from recsys.evaluate.text import evaluate, rank
 from recsys.models.text import load_classifier, simple_student
 from recsys.train.text import TextTrainConfig, fit
-from tests.distill.tiny_bert import CATEGORIES, MINILM, save_tiny_bert, telling_texts
+from tests.distill.tiny_bert import CATEGORIES, MINILM, WORDS, save_tiny_bert, telling_texts
 
 README = Path(__file__).parents[2] / "README.md"
 QUICK = TextTrainConfig(epochs=6, batch_size=8, learning_rate=1e-2)
@@ -153,6 +156,27 @@ def test_minilm_teaches():
     assert student.model.config.num_attention_heads == 2
     (epoch,) = train_student(student, teacher, texts, step)
     assert 0 < epoch.loss < 100
+
+
+def test_a_student_learns_from_titles_what_comes_next(directory, titled, tmp_path):
+    titles = Titles(titled, ["title"], num_last=2)
+    # Two words an item: no two items have the same, and the tokenizer knows them.
+    pairs = [f"{one} {other}" for one, other in itertools.combinations(WORDS, 2)]
+    titles.titles_V = ["", *pairs[: len(titles.items)]]
+    texts = titles.next_items(num_per_user=10)
+    teacher = load_classifier(directory, titles.items)
+    teacher.describe(titles.titles_V[1:])
+    before = rank(teacher, titles)["ndcg@10"]
+    fit(teacher, texts, replace(QUICK, epochs=8))
+    student = simple_student(teacher, texts, num_layers=1)
+    train_student(student, teacher, texts, QUICK)
+    found = rank(student, titles)
+    assert found["ndcg@10"] > before + 0.2
+    assert found["protocol"] == "full-ranking, seen items removed"
+    compressed = compress(student, tmp_path / "compressed")
+    assert rank(compressed, titles)["ndcg@10"] == pytest.approx(found["ndcg@10"], abs=0.05)
+    with pytest.raises(ValueError, match="other items"):
+        rank(load_classifier(directory, CATEGORIES), titles)
 
 
 def test_what_does_not_belong_together_is_said(directory):

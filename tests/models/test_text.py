@@ -82,6 +82,17 @@ def test_a_student_from_noise_has_the_shape_and_not_the_weights(teacher):
     assert not torch.equal(noise.head.weight, part.head.weight)
 
 
+def test_categories_start_where_their_texts_lie(directory):
+    texts = ["a robot", "", "ghost blood", "a robot"]
+    described = load_classifier(directory, ["p", "q", "r", "s"])
+    described.describe(texts)
+    weight_CD = described.head.weight.detach()
+    torch.testing.assert_close(weight_CD.norm(dim=1), torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    torch.testing.assert_close(weight_CD[0], weight_CD[3])
+    assert float(weight_CD[0] @ weight_CD[2]) < 0
+    assert set(described.predict(["ghost blood", "a robot"])) <= {0, 2, 3}
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
