@@ -3,6 +3,7 @@
 The student is one that `recsys.models.text.simple_student` makes of the teacher.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,17 +58,21 @@ def load_teacher(
     texts: LabelledTexts,
     config: TextTrainConfig = TEACHER_TRAINING,
     *,
+    descriptions: Sequence[str] = (),
     max_tokens: int = 64,
 ) -> TextClassifier:
     """Returns a pre-trained encoder, fine-tuned to tell the categories of `texts`.
 
     Args:
         encoder: a name on the Hugging Face hub, or a directory.
+        descriptions: a text about each category, where it starts; none for noise.
 
     Raises:
         ValueError: it cannot be found, lacks a part, or is not of BERT's form.
     """
     teacher = load_classifier(encoder, texts.categories, max_tokens=max_tokens, seed=config.seed)
+    if descriptions:
+        teacher.describe(descriptions)
     fit(teacher, texts, config)
     return teacher
 

@@ -82,16 +82,23 @@ class TextClassifier(nn.Module):
     @torch.inference_mode()
     def describe(self, texts_C: Sequence[str]) -> None:
         """Lets each category start where a text about it lies: as the direction of its mean state,
-        seen from the mean of all; one without a text, as nothing."""
+        seen from the mean of all; one without a text, as nothing.
+
+        Raises:
+            ValueError: there are more or fewer texts than categories.
+        """
+        if len(texts_C) != len(self.categories):
+            raise ValueError(
+                f"{len(texts_C)} texts cannot describe {len(self.categories)} categories"
+            )
         self.eval()
         for at in range(0, len(texts_C), BATCH_SIZE):
             tokens_NT = self.tokenizer(texts_C[at : at + BATCH_SIZE])
             states_NTD = self.model(tokens_NT, self.mask(tokens_NT).long())[0]
             self.head.weight[at : at + BATCH_SIZE] = self._mean(tokens_NT, states_NTD)
-        has_text_C1 = torch.tensor([bool(text) for text in texts_C])[:, None]
-        mean_D = self.head.weight[has_text_C1[:, 0]].mean(dim=0)
-        directions_CD = normalize(self.head.weight - mean_D, dim=1) * has_text_C1
-        self.head.weight.copy_(directions_CD)
+        has_text_C = torch.tensor([bool(text) for text in texts_C])
+        mean_D = self.head.weight[has_text_C].mean(dim=0)
+        self.head.weight.copy_(normalize(self.head.weight - mean_D, dim=1) * has_text_C[:, None])
         self.head.bias.zero_()
 
 

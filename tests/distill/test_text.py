@@ -164,10 +164,9 @@ def test_a_student_learns_from_titles_what_comes_next(directory, titled, tmp_pat
     pairs = [f"{one} {other}" for one, other in itertools.combinations(WORDS, 2)]
     titles.titles_V = ["", *pairs[: len(titles.items)]]
     texts = titles.next_items(num_per_user=10)
-    teacher = load_classifier(directory, titles.items)
-    teacher.describe(titles.titles_V[1:])
-    before = rank(teacher, titles)["ndcg@10"]
-    fit(teacher, texts, replace(QUICK, epochs=8))
+    before = rank(load_classifier(directory, titles.items), titles)["ndcg@10"]
+    training = replace(QUICK, epochs=8)
+    teacher = load_teacher(directory, texts, training, descriptions=titles.titles_V[1:])
     student = simple_student(teacher, texts, num_layers=1)
     train_student(student, teacher, texts, QUICK)
     found = rank(student, titles)

@@ -91,6 +91,8 @@ def test_categories_start_where_their_texts_lie(directory):
     torch.testing.assert_close(weight_CD[0], weight_CD[3])
     assert float(weight_CD[0] @ weight_CD[2]) < 0
     assert set(described.predict(["ghost blood", "a robot"])) <= {0, 2, 3}
+    with pytest.raises(ValueError, match="3 texts cannot describe 4 categories"):
+        described.describe(texts[1:])
 
 
 @pytest.mark.parametrize(
