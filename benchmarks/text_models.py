@@ -78,7 +78,7 @@ class TextModels:
             student = self._student(teacher)
             learn = partial(train_student, student, teacher, self.texts, training, config)
             self._measure(variant, student, learn)
-            if variant == DISTILLED:
+            if variant == DISTILLED and not self._has(COMPRESSED):
                 compressed = compress(student, self.directory / COMPRESSED)
                 self._put(COMPRESSED, compressed, compressed.size_bytes)
 
@@ -93,9 +93,12 @@ class TextModels:
         else:
             train()
             save_file(model.state_dict(), weights)
-        if not self.results.has(self._subject(variant), self.command):
+        if not self._has(variant):
             whole = compress(model, self.directory / variant, "float32")
             self._put(variant, model, whole.size_bytes)
+
+    def _has(self, variant: str) -> bool:
+        return self.results.has(self._subject(variant), self.command)
 
     def _put(self, variant: str, model: Classifier, size_bytes: int) -> None:
         values = {**self.values(model), "size_bytes": (float(size_bytes), "bytes")}

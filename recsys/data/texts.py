@@ -24,7 +24,7 @@ class LabelledTexts(NamedTuple):
     labels_N: np.ndarray
     """Indexes of categories, int64."""
     categories: tuple[str, ...]
-    """Names, the most frequent first."""
+    """Names: of `label` the most frequent first, of `Titles` in the order of the catalogue."""
 
     def split(self, share: float, seed: int) -> tuple["LabelledTexts", "LabelledTexts"]:
         """Returns all but a random `share` of the texts, and that share.
@@ -109,7 +109,8 @@ class Titles:
             num_last: titles of a history that are read.
 
         Raises:
-            ValueError: the dataset's item table lacks a column, or no item has a title.
+            ValueError: the dataset's item table lacks a column, no item has a title, or `num_last`
+                is below 1.
         """
         require_at_least(1, num_last=num_last)
         items = pq.read_table(dataset.path / ITEMS)
@@ -124,6 +125,11 @@ class Titles:
         """External ids of the items that can come next, in the order of the catalogue."""
         return tuple(self.dataset.item_ids.to_pylist()[1:])
 
+    @property
+    def descriptions(self) -> list[str]:
+        """Titles of `items`; empty where there is none."""
+        return self.titles_V[1:]
+
     def text(self, history: np.ndarray) -> str:
         """Returns the titles of a history's last items, the newest first."""
         titles = (self.titles_V[item] for item in history[: -self.num_last - 1 : -1])
@@ -134,7 +140,11 @@ class Titles:
 
         Args:
             num_per_user: of every user's training items, how many of the last are predicted.
+
+        Raises:
+            ValueError: `num_per_user` is below 1.
         """
+        require_at_least(1, num_per_user=num_per_user)
         texts, labels = [], []
         for user, length in enumerate(self.dataset.train_length_U):
             history = self.dataset.history(user)

@@ -68,7 +68,8 @@ def load_teacher(
         descriptions: a text about each category, where it starts; none for noise.
 
     Raises:
-        ValueError: it cannot be found, lacks a part, or is not of BERT's form.
+        ValueError: it cannot be found, lacks a part, or is not of BERT's form; or the descriptions
+            are not one for each category.
     """
     teacher = load_classifier(encoder, texts.categories, max_tokens=max_tokens, seed=config.seed)
     if descriptions:

@@ -44,6 +44,10 @@ def rank(classifier: Classifier, titles: Titles) -> dict[str, Any]:
     """Returns the accuracy part of a report of a classifier whose categories are the items: what
     comes next after the titles of a history, of the whole catalogue, on test.
 
+    Args:
+        titles: those that the classifier has learned from, or made alike: of the same columns, and
+            as many of a history.
+
     Raises:
         ValueError: the classifier has other categories.
     """

@@ -1,6 +1,6 @@
 """A BERT-type encoder that tells the category of a text, and smaller ones made from it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,13 +71,16 @@ class TextClassifier(nn.Module):
     @torch.inference_mode()
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         """Returns logits_NC."""
-        return self.eval()(self.tokenizer(texts)).numpy()
+        self.eval()
+        return torch.cat([self(tokens_NT) for tokens_NT in self._batches(texts)]).numpy()
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the index of each text's most likely category."""
+        return self.logits(texts).argmax(axis=1)
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[Tensor]:
         starts = range(0, len(texts), BATCH_SIZE)
-        best = [self.logits(texts[at : at + BATCH_SIZE]).argmax(axis=1) for at in starts]
-        return np.concatenate(best)
+        return (self.tokenizer(texts[at : at + BATCH_SIZE]) for at in starts)
 
     @torch.inference_mode()
     def describe(self, texts_C: Sequence[str]) -> None:
@@ -85,21 +88,24 @@ class TextClassifier(nn.Module):
         seen from the mean of all; one without a text, as nothing.
 
         Raises:
-            ValueError: there are more or fewer texts than categories.
+            ValueError: there are more or fewer texts than categories, or all are empty.
         """
         if len(texts_C) != len(self.categories):
             raise ValueError(
                 f"{len(texts_C)} texts cannot describe {len(self.categories)} categories"
             )
-        self.eval()
-        for at in range(0, len(texts_C), BATCH_SIZE):
-            tokens_NT = self.tokenizer(texts_C[at : at + BATCH_SIZE])
-            states_NTD = self.model(tokens_NT, self.mask(tokens_NT).long())[0]
-            self.head.weight[at : at + BATCH_SIZE] = self._mean(tokens_NT, states_NTD)
         has_text_C = torch.tensor([bool(text) for text in texts_C])
-        mean_D = self.head.weight[has_text_C].mean(dim=0)
-        self.head.weight.copy_(normalize(self.head.weight - mean_D, dim=1) * has_text_C[:, None])
-        self.head.bias.zero_()
+        if not has_text_C.any():
+            raise ValueError("no category has a text to start at")
+        self.eval()
+        means = [
+            self._mean(tokens_NT, self.model(tokens_NT, self.mask(tokens_NT).long())[0])
+            for tokens_NT in self._batches(texts_C)
+        ]
+        states_CD = torch.cat(means)
+        mean_D = states_CD[has_text_C].mean(dim=0)
+        self.head.weight.copy_(normalize(states_CD - mean_D, dim=1) * has_text_C[:, None])
+        self.head.bias.copy_(-(self.head.weight @ mean_D))  # what is told is seen from it, too
 
 
 class Cut(NamedTuple):

@@ -88,3 +88,5 @@ def test_titles_that_are_not_there_are_said(dataset, titled):
         Titles(dataset, ["title"])
     with pytest.raises(ValueError, match="num_last"):
         Titles(titled, ["title"], num_last=0)
+    with pytest.raises(ValueError, match="num_per_user"):
+        Titles(titled, ["title"]).next_items(0)

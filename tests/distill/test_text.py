@@ -166,7 +166,7 @@ def test_a_student_learns_from_titles_what_comes_next(directory, titled, tmp_pat
     texts = titles.next_items(num_per_user=10)
     before = rank(load_classifier(directory, titles.items), titles)["ndcg@10"]
     training = replace(QUICK, epochs=8)
-    teacher = load_teacher(directory, texts, training, descriptions=titles.titles_V[1:])
+    teacher = load_teacher(directory, texts, training, descriptions=titles.descriptions)
     student = simple_student(teacher, texts, num_layers=1)
     train_student(student, teacher, texts, QUICK)
     found = rank(student, titles)

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from transformers import DistilBertConfig, DistilBertModel
@@ -90,9 +91,15 @@ def test_categories_start_where_their_texts_lie(directory):
     torch.testing.assert_close(weight_CD.norm(dim=1), torch.tensor([1.0, 0.0, 1.0, 1.0]))
     torch.testing.assert_close(weight_CD[0], weight_CD[3])
     assert float(weight_CD[0] @ weight_CD[2]) < 0
-    assert set(described.predict(["ghost blood", "a robot"])) <= {0, 2, 3}
+    # Seen from the middle of both texts, each lies as far on its side as the other on the other.
+    logits_NC = described.logits(["ghost blood", "a robot"])
+    np.testing.assert_allclose(logits_NC[:, 1], 0)
+    np.testing.assert_allclose(logits_NC[:, 0], -logits_NC[:, 2], rtol=1e-4)
+    assert logits_NC[0, 2] > 0 > logits_NC[1, 2]
     with pytest.raises(ValueError, match="3 texts cannot describe 4 categories"):
         described.describe(texts[1:])
+    with pytest.raises(ValueError, match="no category has a text"):
+        described.describe([""] * 4)
 
 
 @pytest.mark.parametrize(
