@@ -30,7 +30,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=60,
     )
 
 
@@ -86,7 +86,7 @@ def test_serve_run_starts_the_same_endpoint_behind_ray_s_own_proxy(tmp_path):
         assert [item["item_id"] for item in items] == ["a", "b"]
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(120)
+        process.wait(30)
 
 
 def serve_run(file: Path, log: Path) -> subprocess.Popen[bytes]:

@@ -175,7 +175,7 @@ def test_a_killed_search_keeps_its_trials_and_another_choice_searches_nothing(
     output = tmp_path / "frontier"
     process = start_search(directory, output)
     points = tmp_path / "frontier.partial" / "points"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 120
     while not list(points.glob(f"*/{ROW}")) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
@@ -184,7 +184,7 @@ def test_a_killed_search_keeps_its_trials_and_another_choice_searches_nothing(
     kept = {path: path.stat().st_mtime_ns for path in points.glob(f"*/{ROW}")}
     assert kept
     assert not output.exists()
-    assert start_search(directory, output).wait(300) == 0
+    assert start_search(directory, output).wait(180) == 0
     points = pq.read_table(output / "points.parquet").to_pylist()
     names = [point["name"] for point in points]
     configs = [json.loads(point["config"]) for point in points if point["name"] != "student"]

@@ -54,7 +54,7 @@ def endpoint(tmp_path_factory):
     words += ["--max-replicas", "1"]
     with log.open("w") as file:
         process = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
         endpoint = Endpoint(client=client, process=process, model=model, log=log)
         try:
             endpoint.wait_for_log("curl http")
@@ -62,7 +62,7 @@ def endpoint(tmp_path_factory):
         finally:
             if process.poll() is None:
                 process.terminate()
-                process.wait(120)
+                process.wait(30)
 
 
 def ids(response: httpx.Response) -> list[str]:
@@ -161,7 +161,7 @@ def test_callers_share_batches_and_get_their_own_answers(endpoint):
     alone = [ids(endpoint.ask(**body)) for body in bodies]
 
     async def together() -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=endpoint.client.base_url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=endpoint.client.base_url, timeout=20) as client:
             asked = [client.post("/v1/recommend", json=body) for body in bodies * 3]
             return await asyncio.gather(*asked)
 
@@ -180,7 +180,7 @@ def test_new_weights_come_into_service_without_a_lost_request(endpoint):
     before, outcomes, done = endpoint.version(), [], threading.Event()
 
     def keep_asking() -> None:
-        with httpx.Client(base_url=endpoint.client.base_url, timeout=60) as client:
+        with httpx.Client(base_url=endpoint.client.base_url, timeout=20) as client:
             while not done.is_set():
                 response = client.post(
                     "/v1/recommend", json={"histories": [["c"]], "k": 5, "exclude_seen": True}
@@ -241,7 +241,7 @@ def test_sigterm_ends_it_and_all_its_processes(endpoint):
     family = descendants(endpoint.process.pid)
     assert family
     endpoint.process.terminate()
-    assert endpoint.process.wait(120) == 0
+    assert endpoint.process.wait(30) == 0
     assert endpoint.log.read_text().count("Traceback") == 0
     for _ in range(50):
         left = {pid for pid in family if Path(f"/proc/{pid}").exists()}

@@ -71,14 +71,14 @@ class WaitsForCompany:
         if self.calls == self.step and dist.get_world_size() == 1:
             wait_for_a_checkpoint(self.directory)
             ray.get(coordinator().cancel_request.remote("another job"))
-            time.sleep(300)  # the worker is stopped in this
+            time.sleep(60)  # the worker is stopped in this
             raise TimeoutError("no other worker has come")
         return next_item(model, batch)
 
 
 def wait_for_a_checkpoint(directory):
     """Returns when Ray Train would go on from one."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 30
     while not any(directory.rglob("checkpoint_manager_snapshot.json")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
