@@ -20,9 +20,8 @@ from benchmarks.text_models import (
     LINES,
     TextModels,
     Values,
-    gap_closed,
-    kept,
     means,
+    shares,
     size,
 )
 from benchmarks.variants import METRICS, RUNS, job, preset_name, spread
@@ -119,9 +118,7 @@ def markdown(rows: Sequence[Row]) -> str:
         if found[0]:
             lines.append([variant, *map(spread, found), f"{len(found[0])}", size(rows, variant)])
     both = [means(rows, metric) for metric in METRICS]
-    closed = [gap_closed(mean, SMALLEST_GAP) for mean in both]
-    lines.append(["of the gap, the student closes", *closed, "", ""])
-    lines.append(["of the teacher, the compressed student keeps", *map(kept, both), "", ""])
+    lines += [[*line, "", ""] for line in shares(both, SMALLEST_GAP)]
     return table(["", "NDCG@10", "HR@10", "seeds", "size"], lines)
 
 

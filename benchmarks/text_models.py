@@ -19,6 +19,7 @@ from recsys.distill.text import (
     STUDENT_TRAINING,
     TEACHER_TRAINING,
     TextDistillConfig,
+    fine_tune,
     train_student,
 )
 from recsys.evaluate.text import Classifier
@@ -28,7 +29,6 @@ from recsys.train.text import TextTrainConfig, fit
 TEACHER, ALONE, DISTILLED, COMPRESSED = "teacher", "student alone", "student", "compressed student"
 FROM_TEACHER, BINARY = "student alone, from the teacher's weights", "student, binary labels"
 LINES = (TEACHER, ALONE, FROM_TEACHER, DISTILLED, BINARY, COMPRESSED)
-NO_GAP = 0.02  # about the error of a mean over some hundred items
 
 Values = dict[str, tuple[float, str]]
 
@@ -66,10 +66,9 @@ class TextModels:
         teacher = load_classifier(
             self.encoder, categories, max_tokens=self.max_tokens, seed=self.seed
         )
-        if self.descriptions:
-            teacher.describe(self.descriptions)
         tuning = replace(self.teacher_training, seed=self.seed)
-        self._measure(TEACHER, teacher, partial(fit, teacher, self.texts, tuning))
+        tune = partial(fine_tune, teacher, self.texts, tuning, self.descriptions)
+        self._measure(TEACHER, teacher, tune)
         training = replace(self.student_training, seed=self.seed)
         for variant in (ALONE, FROM_TEACHER):
             student = self._student(teacher, from_teacher=variant == FROM_TEACHER)
@@ -120,7 +119,20 @@ def means(rows: Sequence[Row], metric: str) -> dict[str, float]:
     return {name: statistics.mean(values) for name, values in found.items() if values}
 
 
-def gap_closed(mean: Mapping[str, float], smallest: float = NO_GAP) -> str:
+def shares(columns: Sequence[Mapping[str, float]], smallest_gap: float) -> list[list[str]]:
+    """Returns the last lines of a table: what of the gap is closed, and of the teacher kept.
+
+    Args:
+        columns: means by variant.
+    """
+    closed = [_gap_closed(mean, smallest_gap) for mean in columns]
+    return [
+        ["of the gap, the student closes", *closed],
+        ["of the teacher, the compressed student keeps", *map(_kept, columns)],
+    ]
+
+
+def _gap_closed(mean: Mapping[str, float], smallest: float) -> str:
     """Returns how much of the distance from the student alone to the teacher the student closes;
     of one below `smallest`, that there is none."""
     if not {TEACHER, ALONE, DISTILLED} <= mean.keys():
@@ -129,6 +141,6 @@ def gap_closed(mean: Mapping[str, float], smallest: float = NO_GAP) -> str:
     return f"{(mean[DISTILLED] - mean[ALONE]) / gap:.0%}" if gap > smallest else "there is none"
 
 
-def kept(mean: Mapping[str, float]) -> str:
+def _kept(mean: Mapping[str, float]) -> str:
     """Returns how much of the teacher the compressed student keeps."""
     return f"{mean[COMPRESSED] / mean[TEACHER]:.0%}" if {TEACHER, COMPRESSED} <= mean.keys() else ""

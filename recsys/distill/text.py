@@ -72,10 +72,20 @@ def load_teacher(
             are not one for each category.
     """
     teacher = load_classifier(encoder, texts.categories, max_tokens=max_tokens, seed=config.seed)
+    fine_tune(teacher, texts, config, descriptions)
+    return teacher
+
+
+def fine_tune(
+    teacher: TextClassifier,
+    texts: LabelledTexts,
+    config: TextTrainConfig,
+    descriptions: Sequence[str] = (),
+) -> list[Epoch]:
+    """Trains `teacher` in place, from where the descriptions lie if there are any."""
     if descriptions:
         teacher.describe(descriptions)
-    fit(teacher, texts, config)
-    return teacher
+    return fit(teacher, texts, config)
 
 
 def train_student(

@@ -53,6 +53,7 @@ def test_every_model_is_measured_and_what_was_trained_is_read(tmp_path, monkeypa
     models.measure()
     first = {(row.variant, row.metric): row.value for row in results.rows()}
     assert {variant for variant, _ in first} == set(text_models.LINES)
-    monkeypatch.setattr(text_models, "fit", lambda *_: pytest.fail("it was trained before"))
+    for train in ("fine_tune", "fit", "train_student"):
+        monkeypatch.setattr(text_models, train, lambda *_: pytest.fail("it was trained before"))
     models.measure()
     assert {(row.variant, row.metric): row.value for row in results.rows()} == first
