@@ -28,6 +28,7 @@ from recsys.compress.codebook import kmeans, nearest
 from recsys.compress.graph import IR_VERSION, OPSET
 from recsys.compress.quantize import quantize, to_bytes
 from recsys.compress.tables import ORT, FloatTable, Graph, QuantizedTable, Table
+from recsys.compress.top_k import best, whole_groups
 from recsys.models.rounding import block_length
 
 BENCHMARK = "scoring"
@@ -100,7 +101,7 @@ def product(make: Callable[[Graph], Table], width: int, num_items: int) -> Searc
     bias_V = graph.op("ConstantOfShape", graph.constant([num_items], np.int64))
     scores_BV = make(graph).score(graph, "state_BD", bias_V)
     k = graph.constant([LIST_LENGTH], np.int64)
-    _, items_BK = graph.split("TopK", scores_BV, k, count=2)
+    _, items_BK = best(graph, whole_groups(graph, scores_BV, num_items), k, num_items)
     graph.name_output(items_BK, "items_BK")
     state = helper.make_tensor_value_info("state_BD", TensorProto.FLOAT, [1, width])
     items = helper.make_tensor_value_info("items_BK", TensorProto.INT64, [1, LIST_LENGTH])
@@ -244,7 +245,7 @@ def timed(
     return float(p50), float(p99), float(np.mean(shares))
 
 
-def best(table_VD: np.ndarray, states_QD: np.ndarray) -> np.ndarray:
+def exact(table_VD: np.ndarray, states_QD: np.ndarray) -> np.ndarray:
     """Returns the ten best items of each state, as a plain product has them."""
     return np.stack([np.argpartition(table_VD @ s, -LIST_LENGTH)[-LIST_LENGTH:] for s in states_QD])
 
@@ -263,8 +264,8 @@ def measure_catalogue(results: Results, options: Options, num_items: int) -> Non
         return
     items = catalogue(num_items, options.width, options.num_queries)
     rate = bytes_per_second()
-    exact_QK = best(items.table_VD, items.states_QD)
-    coded_QK = best(items.coded_VD, items.states_QD)
+    exact_QK = exact(items.table_VD, items.states_QD)
+    coded_QK = exact(items.coded_VD, items.states_QD)
     for form, subject in subjects.items():
         print(f"{num_items:,} items, {form} ...", file=sys.stderr)
         search, size = search_of(form, items)

@@ -26,6 +26,7 @@ from recsys.compress.tables import (
     Table,
     num_blocks,
 )
+from recsys.compress.top_k import best, whole_groups, without_seen
 from recsys.models import StudentConfig, num_rows
 from recsys.models.gru import GRUConfig
 from recsys.models.item_table import NUM_CENTROIDS
@@ -313,8 +314,9 @@ def serving_graph(config: StudentConfig, weights: Weights, precision: Precision)
     graph = builder.graph
     scores_BV = builder.scores(builder.state("history_BL", "length_B"))
     k = graph.op("Min", "k", graph.constant([builder.num_items], np.int64))
-    unseen_BV = _without_seen(graph, scores_BV)
-    item_scores_BK, items_BK = graph.split("TopK", unseen_BV, k, count=2)
+    num_columns = builder.num_items + 1
+    unseen_BV = without_seen(graph, whole_groups(graph, scores_BV, num_columns))
+    item_scores_BK, items_BK = best(graph, unseen_BV, k, num_columns)
     for value, name in (
         (items_BK, "items_BK"),
         (item_scores_BK, "item_scores_BK"),
@@ -326,15 +328,7 @@ def serving_graph(config: StudentConfig, weights: Weights, precision: Precision)
         "num_items": builder.num_items,
         "precision": precision,
     }
-    return _model(graph, builder.num_items + 1, metadata)
-
-
-def _without_seen(graph: Graph, scores_BV: str) -> str:
-    """Returns the scores with -inf at the items of the history, if exclude_seen says so."""
-    seen_BL = graph.op("GatherElements", scores_BV, "history_BL", axis=1)
-    infinite = graph.constant(-np.inf, np.float32)
-    seen_BL = graph.op("Where", "exclude_seen", infinite, seen_BL)
-    return graph.op("ScatterElements", scores_BV, "history_BL", seen_BL, axis=1)
+    return _model(graph, num_columns, metadata)
 
 
 def _model(graph: Graph, num_rows: int, metadata: Mapping[str, Any]) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
-from recsys.compress import export
+from recsys.compress import export, top_k
 from recsys.compress.export import export_onnx
 from recsys.compress.quantize import quantize
 from recsys.data.batches import pad_histories
@@ -157,6 +157,14 @@ def test_graph_of_few_bits_scores_by_what_its_codes_stand_for(
     np.testing.assert_allclose(scores_BV[:, 1:], expected_BV[:, 1:], atol=0.02 * largest)
 
 
+@pytest.fixture(params=["all at once", "in groups"])
+def catalogue_of_any_size(request, monkeypatch):
+    """The best are found both as in a small catalogue and as in a large one."""
+    if request.param == "in groups":
+        monkeypatch.setattr(top_k, "ROWS_TO_GROUP", 0)
+
+
+@pytest.mark.usefixtures("catalogue_of_any_size")
 def test_seen_items_are_left_out_only_if_asked(histories, tmp_path: Path):
     export_onnx(make(CONFIG), tmp_path, histories=histories)
     without_BK, _, scores_BV = ask(tmp_path, histories, k=NUM_ITEMS)
@@ -164,11 +172,14 @@ def test_seen_items_are_left_out_only_if_asked(histories, tmp_path: Path):
     np.testing.assert_array_equal(scores_BV, raw_BV)
     np.testing.assert_array_equal(with_BK, np.argsort(-raw_BV, axis=1, kind="stable")[:, :50])
     np.testing.assert_array_equal(item_scores_BK, np.take_along_axis(raw_BV, with_BK, 1))
+    ten_BK, _, _ = ask(tmp_path, histories, k=10)
+    np.testing.assert_array_equal(ten_BK, without_BK[:, :10])
     for items_K, history in zip(without_BK, histories, strict=True):
         num_unseen = NUM_ITEMS - len(np.unique(history[-CONFIG.max_length :]))
         assert not np.isin(items_K[:num_unseen], history[-CONFIG.max_length :]).any()
 
 
+@pytest.mark.usefixtures("catalogue_of_any_size")
 def test_k_beyond_the_catalogue_gives_all_items(histories, tmp_path: Path):
     export_onnx(make(CONFIG), tmp_path, histories=histories)
     items_BK, scores_BK, _ = ask(tmp_path, histories[:2], k=10 * NUM_ITEMS, exclude_seen=False)
