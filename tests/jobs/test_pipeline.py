@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.summary import FOLDERS, markdown, tidy
-from jobs import pipeline
+from jobs import pipeline, train
 from jobs.command import command
 from jobs.presets import PRESETS
 from recsys.checkpoint import load_weights, verify_model
@@ -102,17 +102,20 @@ def test_the_same_command_again_does_nothing(run_directory, capsys):
     )
 
 
+def training(run_directory: Path, output: Path, num_workers: int) -> train.Train:
+    """Returns a training that is long enough to be killed in."""
+    preset = small_preset(num_workers)
+    job = train.Train.from_preset(preset, run_directory)
+    return replace(job, train=replace(preset.train, epochs=12, checkpoint_every=3), output=output)
+
+
 TRAIN = """
 import sys
 from pathlib import Path
-from dataclasses import replace
 from jobs import train
 sys.path.insert(0, {tests!r})
-from test_pipeline import small_preset
-preset = small_preset({num_workers})
-long = replace(preset.train, epochs=12, checkpoint_every=3)
-job = train.Train.from_preset(preset, Path({directory!r}))
-train.run(replace(job, train=long, output=Path({output!r})))
+from test_pipeline import training
+train.run(training(Path({directory!r}), Path({output!r}), {num_workers}))
 """
 
 
@@ -131,7 +134,7 @@ def start_training(run_directory: Path, output: Path, num_workers: int) -> subpr
 def test_a_killed_driver_goes_on_and_ends_with_the_same_weights(
     run_directory, tmp_path, num_workers
 ):
-    assert start_training(run_directory, tmp_path / "undisturbed", num_workers).wait(120) == 0
+    train.run(training(run_directory, tmp_path / "undisturbed", num_workers))
     process = start_training(run_directory, tmp_path / "killed", num_workers)
     deadline = time.monotonic() + 60
     partial = tmp_path / "killed.partial"
