@@ -54,6 +54,7 @@ def recipes(model: TransformerConfig) -> list[str]:
         f"factorize-items={width // 2}",
         f"codebook-items={width // 4}",
         f"codebook-items={width // 2}",
+        f"prune-length={model.max_length // 4}",
     ]
     heads_kept = f"prune-heads={heads // 2} " if heads > 1 else ""
     smaller = f"{heads_kept}prune-feed-forward={hidden // 2}{RECOVERED}"

@@ -1,10 +1,11 @@
 """The union of compression steps and the recipe that strings them together.
 
 Pruning, factoring and codebooks return a model of a smaller config; quantisation says how the
-serving graph stores the weights. A new step adds its config to `Step` and its case to `apply`.
+serving graph stores the weights. A new step adds its config to `Step` and what does it to
+`OF_TRANSFORMERS` or `OF_ANY`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,15 +21,16 @@ from recsys.compress.prune import (
     PruneFeedForward,
     PruneHeads,
     PruneLayers,
+    PruneLength,
     PruneWidth,
     prune_feed_forward,
     prune_heads,
     prune_layers,
+    prune_length,
     prune_width,
 )
 from recsys.compress.quantize import Quantize
 from recsys.models import StudentConfig, without_content
-from recsys.models.gru import GRU
 from recsys.models.interface import SequenceModel
 from recsys.models.transformer import Transformer
 
@@ -37,6 +39,7 @@ Step = (
     | PruneHeads
     | PruneFeedForward
     | PruneWidth
+    | PruneLength
     | FactorizeLinears
     | FactorizeItems
     | CodebookItems
@@ -45,6 +48,20 @@ Step = (
 Recipe = tuple[Step, ...]
 Recover = Callable[[SequenceModel, int, int | None], SequenceModel]
 """Trains a model for some epochs; with weights of some bits, where they are to be rounded."""
+OF_TRANSFORMERS: Mapping[type, Callable[..., Transformer]] = {
+    PruneLayers: prune_layers,
+    PruneHeads: prune_heads,
+    PruneFeedForward: prune_feed_forward,
+    PruneWidth: prune_width,
+    FactorizeLinears: factorize_linears,
+}
+"""What makes a transformer smaller, by the step."""
+OF_ANY: Mapping[type, Callable[..., SequenceModel]] = {
+    PruneLength: prune_length,
+    FactorizeItems: factorize_items,
+    CodebookItems: codebook_items,
+}
+"""What makes any model smaller that can be served, by the step."""
 PRECISIONS: dict[int, Precision] = {16: "float16", 8: "int8", 4: "int4"}
 """Precisions of graphs by the bits of a weight."""
 
@@ -93,27 +110,12 @@ def apply(step: Step, model: SequenceModel, histories: Sequence[np.ndarray]) -> 
     Raises:
         ValueError: the step asks for more than the model has.
     """
-    match step:
-        case Quantize():
-            return model
-        case FactorizeItems():
-            assert isinstance(model, Transformer | GRU), "compress has checked the kind"
-            return factorize_items(step, model, histories)
-        case CodebookItems():
-            assert isinstance(model, Transformer | GRU), "compress has checked the kind"
-            return codebook_items(step, model, histories)
+    if isinstance(step, Quantize):
+        return model
+    if type(step) in OF_ANY:
+        return OF_ANY[type(step)](step, model, histories)
     if not isinstance(model, Transformer):
         raise ValueError(
             f"{type(step).__name__} is for transformers, not for {type(model).__name__}"
         )
-    match step:
-        case PruneLayers():
-            return prune_layers(step, model, histories)
-        case PruneHeads():
-            return prune_heads(step, model, histories)
-        case PruneWidth():
-            return prune_width(step, model, histories)
-        case PruneFeedForward():
-            return prune_feed_forward(step, model, histories)
-        case FactorizeLinears():
-            return factorize_linears(step, model, histories)
+    return OF_TRANSFORMERS[type(step)](step, model, histories)

@@ -1,4 +1,5 @@
-"""Structured pruning: whole layers, heads and feed-forward units go, so that less is computed.
+"""Structured pruning: whole layers, heads, feed-forward units, directions and positions go, so that
+less is computed.
 
 What goes is what matters least on calibration histories. For heads and feed-forward units the
 weights that read the ones that stay are refitted by least squares, in closed form, to what the map
@@ -60,6 +61,16 @@ class PruneFeedForward:
 
     keep: int
     """Width of each feed-forward network that stays."""
+    recover_epochs: int = 0
+    """Epochs of training after the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneLength:
+    """Keeps of histories the latest items, so that no time is spent on older ones."""
+
+    keep: int
+    """Number of items that stay."""
     recover_epochs: int = 0
     """Epochs of training after the step."""
 
@@ -169,6 +180,17 @@ def prune_width(
             state[name] = turn_DW.T @ old[name]
     smaller = dataclasses.replace(config, width=step.keep)
     return rebuilt(model, smaller, {name: w.float() for name, w in state.items()})
+
+
+def prune_length(step: PruneLength, model: Model, _histories: Sequence[np.ndarray]) -> Model:
+    """Returns the model with a shorter view of histories and the same weights.
+
+    Raises:
+        ValueError: the model sees fewer items than are to stay.
+    """
+    check_at_most("PruneLength.keep", step.keep, model.config.max_length, "positions")
+    shorter = dataclasses.replace(model.config, max_length=step.keep)
+    return rebuilt(model, shorter, model.state_dict())
 
 
 def _directions(

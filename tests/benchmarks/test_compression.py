@@ -24,7 +24,8 @@ def test_every_recipe_fits_the_preset_s_student_and_makes_it_smaller(preset):
             student, recipe, histories=histories, recover=lambda model, *_: model
         )
         parameters = sum(p.numel() for p in smaller.parameters())
-        assert parameters < count or precision != "float32"
+        shorter = smaller.config.max_length < config.max_length
+        assert parameters < count or precision != "float32" or shorter
 
 
 def test_rows_are_shares_of_the_student(tmp_path):

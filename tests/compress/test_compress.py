@@ -18,6 +18,7 @@ from recsys.compress import (
     PruneFeedForward,
     PruneHeads,
     PruneLayers,
+    PruneLength,
     PruneWidth,
     Quantize,
     Step,
@@ -39,6 +40,7 @@ SMALLER: dict[type, Step] = {
     PruneHeads: PruneHeads(keep=3),
     PruneFeedForward: PruneFeedForward(keep=48),
     PruneWidth: PruneWidth(keep=28),
+    PruneLength: PruneLength(keep=10),
     FactorizeLinears: FactorizeLinears(rank=12),
     FactorizeItems: FactorizeItems(rank=24),
     CodebookItems: CodebookItems(codes=16),
@@ -49,6 +51,7 @@ WHOLE = (
     PruneHeads(keep=4),
     PruneFeedForward(keep=64),
     PruneWidth(keep=32),
+    PruneLength(keep=20),
     FactorizeLinears(rank=32),
     FactorizeItems(rank=32),
     FactorizeItems(rank=32, by_popularity=True),
@@ -58,6 +61,7 @@ TOO_MUCH = (
     PruneHeads(keep=5),
     PruneFeedForward(keep=65),
     PruneWidth(keep=33),
+    PruneLength(keep=21),
     FactorizeLinears(rank=33),
     FactorizeItems(rank=33),
     CodebookItems(codes=33),
@@ -145,6 +149,12 @@ def test_keeping_everything_changes_nothing(step, model, histories):
 def test_asking_for_more_than_there_is_is_refused(step, model, histories):
     with pytest.raises(ValueError, match=rf"{type(step).__name__}\.\w+ is \d+, but the model has"):
         apply(step, model, histories)
+
+
+def test_a_shorter_view_is_that_of_the_latest_items(model, histories):
+    shorter = apply(PruneLength(keep=10), model, histories)
+    expected = torch_scorer(model)([history[-10:] for history in histories])
+    np.testing.assert_array_equal(torch_scorer(shorter)(histories), expected)
 
 
 def test_recipe_composes_and_recovers_where_asked(model, histories):
