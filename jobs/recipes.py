@@ -56,8 +56,9 @@ def parse_step(text: str) -> Step:
             step, field = SIZES[name]
             return step(**{field: int(size)}, recover_epochs=epochs)
     name = re.split("[=+]", text)[0]
-    near = difflib.get_close_matches(name, [*SIZES, *BITS, *NAMED], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    known = {**{size: f"{size}=2" for size in SIZES}, **{word: word for word in (*BITS, *NAMED)}}
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {known[near[0]]!r}?" if near else "."
     raise ValueError(
         f"{text!r} is no compression step{hint} Steps are {', '.join(BITS)} and, with a size "
         f"after them (prune-heads=2), {', '.join(SIZES)}; +3 after any is 3 epochs of recovery; "

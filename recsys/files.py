@@ -37,7 +37,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; was the stage that writes it run?") from None
+        raise ValueError(f"{path} does not exist; run the command that writes it first") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); make its stage anew") from None
 
@@ -59,6 +59,11 @@ def fingerprint(directory: Path) -> str:
     Raises:
         ValueError: no finished stage wrote this directory.
     """
+    if not (directory / STAGE_FILE).exists():
+        raise ValueError(
+            f"there is no finished {directory.name} in {directory.parent}: run the command that "
+            "writes it first, or say where it is"
+        )
     return read_json(directory / STAGE_FILE)["fingerprint"]
 
 

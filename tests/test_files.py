@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.files import hash_of, read_json, run_stage, write_json
+from recsys.files import fingerprint, hash_of, read_json, run_stage, write_json
 
 
 def test_stage_runs_once_and_again_for_other_settings(tmp_path, capsys):
@@ -135,3 +135,8 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
 
 def test_hash_ignores_the_order_of_keys():
     assert hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1}) != hash_of({"a": 2, "b": 1})
+
+
+def test_what_is_not_there_is_told_by_its_name(tmp_path: Path):
+    with pytest.raises(ValueError, match=f"there is no finished dataset in {tmp_path}: run the"):
+        fingerprint(tmp_path / "dataset")

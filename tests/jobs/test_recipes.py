@@ -58,3 +58,12 @@ def test_what_is_no_step_is_refused(word, capsys):
         command(Compress.from_preset, print, ["quickstart", "--recipe", word])
     assert stopped.value.code == 2
     assert "is no compression step" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("prune-head=2", "prune-heads=2"), ("prune-heads", "prune-heads=2"), ("int8=4", "int8")],
+)
+def test_what_is_no_step_is_told_what_was_meant(word, meant):
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'\\? Steps are"):
+        parse_step(word)
