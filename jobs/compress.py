@@ -2,7 +2,7 @@
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -101,11 +101,14 @@ def _compress(job: Compress, directory: Path) -> None:
     started = time.perf_counter()
     dataset = Dataset.open(job.dataset)
     forgets_seen = _recovers(job) and job.distill.leave_out_seen
+    model = load_model(job.model)
+    length = job.train.row_length or model.config.max_length
+    train = replace(job.train, row_length=length)  # whatever the recipe makes of the model
     model, precision = compress(
-        load_model(job.model),
+        model,
         job.recipe,
         histories=calibration_histories(dataset),
-        recover=_recovery(job, directory) if _recovers(job) else None,
+        recover=_recovery(job, train, directory) if _recovers(job) else None,
     )
     package(
         model,
@@ -123,12 +126,12 @@ def _compress(job: Compress, directory: Path) -> None:
     )
 
 
-def _recovery(job: Compress, directory: Path) -> Recover:
+def _recovery(job: Compress, train: TrainConfig, directory: Path) -> Recover:
     source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
     return recovery(
         job.dataset,
         Distillation(source, job.distill),
-        job.train,
+        train,
         directory,
         partial(train_on, num_workers=job.num_workers),
     )

@@ -1,9 +1,9 @@
 """Structured pruning: whole layers, heads, feed-forward units, directions and positions go, so that
 less is computed.
 
-What goes is what matters least on calibration histories. For heads and feed-forward units the
-weights that read the ones that stay are refitted by least squares, in closed form, to what the map
-gave before (Hubara et al., arXiv 2102.05099, and its like).
+What goes is what matters least on calibration histories; of positions, the oldest. For heads and
+feed-forward units the weights that read the ones that stay are refitted by least squares, in closed
+form, to what the map gave before (Hubara et al., arXiv 2102.05099, and its like).
 """
 
 import dataclasses

@@ -26,6 +26,8 @@ def recovery(
     """Returns a function that trains a model on for some epochs.
 
     Args:
+        train: as the model was trained; batches have as many positions where rows of `row_length`
+            have become longer than what the model sees.
         directory: where models before recovery and checkpoints go, a folder for each call in turn.
         trainer: trains a task with its checkpoints in a directory.
     """
@@ -36,10 +38,19 @@ def recovery(
         initial = checkpoints / "initial"
         save(model, initial, items=dataset / ITEMS, origin=Origin(role="compressed"))
         rate = train.learning_rate * LEARNING_RATE_SHARE
+        seen = model.config.max_length
+        length = train.row_length or seen
+        rows = train.batch_rows * length // min(length, seen)
         task = Task(
             dataset=dataset,
             model=model.config,
-            train=replace(train, epochs=epochs, learning_rate=rate),
+            train=replace(
+                train,
+                epochs=epochs,
+                learning_rate=rate,
+                batch_rows=rows,
+                row_length=min(length, seen),
+            ),
             objective=objective,
             initial=initial,
             weight_bits=bits,

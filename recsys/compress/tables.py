@@ -38,7 +38,10 @@ class Graph:
         return outputs
 
     def name_output(self, value: str, name: str) -> None:
-        """Makes `value` an output of the graph called `name`; a copy of it would take time."""
+        """Makes a node's output an output of the graph, called `name` from now on.
+
+        A copy of it would take time.
+        """
         for node in self.nodes:
             for names in (node.input, node.output):
                 names[:] = [name if known == value else known for known in names]

@@ -5,26 +5,27 @@ import numpy as np
 from recsys.compress.tables import Graph
 
 GROUP = 256  # scores whose maximum is found first
-ROWS_TO_GROUP = 1 << 14  # where that begins to save time
+COLUMNS_TO_GROUP = 1 << 15  # where that begins to save time, for lists of some dozens
 
 
-def whole_groups(graph: Graph, scores_BV: str, num_rows: int) -> str:
+def whole_groups(graph: Graph, scores_BV: str, num_columns: int) -> str:
     """Returns the scores with -inf for as many columns as `best` lacks."""
-    if num_rows < ROWS_TO_GROUP:
+    if num_columns < COLUMNS_TO_GROUP:
         return scores_BV
-    missing = graph.constant([0, 0, 0, -num_rows % GROUP], np.int64)
+    missing = graph.constant([0, 0, 0, -num_columns % GROUP], np.int64)
     return graph.op("Pad", scores_BV, missing, graph.constant(-np.inf, np.float32))
 
 
-def best(graph: Graph, scores_BV: str, k: str, num_rows: int) -> list[str]:
+def best(graph: Graph, scores_BV: str, k: str, num_columns: int) -> list[str]:
     """Returns scores and columns of the k best of what `whole_groups` returns, best first.
 
-    The k best are in the k groups with the highest maxima. TopK asks its heap about every score,
-    while maxima take vector instructions: over a million items less than half of the time.
+    The k best, or others as good, are in the k groups with the highest maxima. TopK asks its heap
+    about every score, while maxima take vector instructions. Where a score is -inf, the column is
+    any.
     """
-    if num_rows < ROWS_TO_GROUP:
+    if num_columns < COLUMNS_TO_GROUP:
         return graph.split("TopK", scores_BV, k, count=2)
-    num_groups = -(-num_rows // GROUP)
+    num_groups = -(-num_columns // GROUP)
     length = graph.constant([GROUP], np.int64)
     shape = graph.constant([0, num_groups, GROUP], np.int64)
     scores_BGN = graph.op("Reshape", scores_BV, shape)
@@ -37,7 +38,9 @@ def best(graph: Graph, scores_BV: str, k: str, num_rows: int) -> list[str]:
     best_BK, at_BK = graph.split("TopK", candidates_BM, k, count=2)
     group_BK = graph.op("GatherElements", groups_BK, graph.op("Div", at_BK, length), axis=1)
     start_BK = graph.op("Mul", group_BK, length)
-    return [best_BK, graph.op("Add", start_BK, graph.op("Mod", at_BK, length))]
+    columns_BK = graph.op("Add", start_BK, graph.op("Mod", at_BK, length))
+    last = graph.constant([num_columns - 1], np.int64)  # else -inf may be that of `whole_groups`
+    return [best_BK, graph.op("Min", columns_BK, last)]
 
 
 def without_seen(graph: Graph, scores_BV: str) -> str:

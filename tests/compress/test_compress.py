@@ -28,6 +28,7 @@ from recsys.compress import (
 from recsys.compress.export import export_onnx
 from recsys.config import from_json, to_json
 from recsys.models import build, load_model, save
+from recsys.models.gru import GRUConfig
 from recsys.models.interface import torch_scorer
 from recsys.models.transformer import Transformer, TransformerConfig
 
@@ -151,7 +152,12 @@ def test_asking_for_more_than_there_is_is_refused(step, model, histories):
         apply(step, model, histories)
 
 
-def test_a_shorter_view_is_that_of_the_latest_items(model, histories):
+@pytest.mark.parametrize(
+    "config", [CONFIG, GRUConfig(width=32, hidden_width=16, max_length=20)], ids=["dense", "gru"]
+)
+def test_a_shorter_view_is_that_of_the_latest_items(config, histories):
+    torch.manual_seed(0)
+    model = build(config, NUM_ITEMS + 1).eval()
     shorter = apply(PruneLength(keep=10), model, histories)
     expected = torch_scorer(model)([history[-10:] for history in histories])
     np.testing.assert_array_equal(torch_scorer(shorter)(histories), expected)

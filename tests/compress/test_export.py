@@ -161,7 +161,7 @@ def test_graph_of_few_bits_scores_by_what_its_codes_stand_for(
 def catalogue_of_any_size(request, monkeypatch):
     """The best are found both as in a small catalogue and as in a large one."""
     if request.param == "in groups":
-        monkeypatch.setattr(top_k, "ROWS_TO_GROUP", 0)
+        monkeypatch.setattr(top_k, "COLUMNS_TO_GROUP", 0)
 
 
 @pytest.mark.usefixtures("catalogue_of_any_size")
@@ -174,6 +174,7 @@ def test_seen_items_are_left_out_only_if_asked(histories, tmp_path: Path):
     np.testing.assert_array_equal(item_scores_BK, np.take_along_axis(raw_BV, with_BK, 1))
     ten_BK, _, _ = ask(tmp_path, histories, k=10)
     np.testing.assert_array_equal(ten_BK, without_BK[:, :10])
+    assert without_BK.max() <= NUM_ITEMS  # also where the score is -inf
     for items_K, history in zip(without_BK, histories, strict=True):
         num_unseen = NUM_ITEMS - len(np.unique(history[-CONFIG.max_length :]))
         assert not np.isin(items_K[:num_unseen], history[-CONFIG.max_length :]).any()
