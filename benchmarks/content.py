@@ -135,7 +135,7 @@ def measure_ensemble(results: Results, options: Options, variant: str) -> None:
         return
     home = options.directory
     members = [home / variant / seed for seed in seeds]
-    report = ensemble(options.dataset, members, home / "dataset", home / name)
+    report = ensemble([options.dataset, "--members"], members, home / "dataset", home / name)
     results.put(subject, line, values(report))
 
 

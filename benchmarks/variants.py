@@ -118,22 +118,24 @@ def place(results: Results, subject: Subject) -> Path:
 
 
 def measure_ensemble(results: Results, options: Options, variant: str) -> None:
-    """Measures the mean of a variant's seeds, unless that is done."""
+    """Measures the mean of a variant's seeds, and their stacked sum, unless that is done."""
     names = [*map(str, options.seeds), *(member.parent.name for member in options.members)]
-    name = f"{variant}, ensemble of {len(names)}"
-    subject = Subject(options.dataset, "recsys", name, options.seeds[0])
-    preset = preset_name(options.dataset)
-    line = shlex.join(["python", "-m", "jobs.ensemble", preset, "--members", *names])
-    if results.has(subject, line) and not options.again:
-        return
-    members = [
-        place(results, subject._replace(variant=variant, seed=seed)) for seed in options.seeds
-    ]
+    mean = Subject(
+        options.dataset, "recsys", f"{variant}, ensemble of {len(names)}", options.seeds[0]
+    )
+    stacked = mean._replace(variant=f"{mean.variant}, stacked")
+    members = [place(results, mean._replace(variant=variant, seed=seed)) for seed in options.seeds]
     members += options.members
-    dataset = prepare(options.dataset, options.log)
-    report = ensemble(preset, members, dataset, place(results, subject))
-    seconds = [read_json(member / "report.json")["train_seconds"] for member in members]
-    results.put(subject, line, values({**report, "train_seconds": sum(seconds)}))
+    preset = preset_name(options.dataset)
+    for subject, flags in ((mean, ()), (stacked, ("--weights", "stacked"))):
+        words = [preset, *flags, "--members"]
+        line = shlex.join(["python", "-m", "jobs.ensemble", *words, *names])
+        if results.has(subject, line) and not options.again:
+            continue
+        dataset = prepare(options.dataset, options.log)
+        report = ensemble(words, members, dataset, place(results, subject))
+        seconds = [read_json(member / "report.json")["train_seconds"] for member in members]
+        results.put(subject, line, values({**report, "train_seconds": sum(seconds)}))
 
 
 def train_words(
@@ -174,9 +176,15 @@ def train(words: Sequence[str], dataset: Path, output: Path) -> dict[str, Any]:
     return read_json(output / "report.json")
 
 
-def ensemble(preset: str, members: Sequence[Path], dataset: Path, output: Path) -> dict[str, Any]:
-    """Makes one teacher of several, unless it is there, and returns its report."""
-    job("ensemble", [preset, "--members", *map(str, members)], dataset=dataset, output=output)
+def ensemble(
+    words: Sequence[str], members: Sequence[Path], dataset: Path, output: Path
+) -> dict[str, Any]:
+    """Makes one teacher of several, unless it is there, and returns its report.
+
+    Args:
+        words: arguments of `jobs.ensemble`, to which the members are added.
+    """
+    job("ensemble", [*words, *map(str, members)], dataset=dataset, output=output)
     return read_json(output / "report.json")
 
 

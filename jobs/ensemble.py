@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jobs.command import command
 from jobs.presets import Preset
@@ -12,11 +13,12 @@ from recsys.data.sequences import Dataset
 from recsys.evaluate.report import check_catalogue
 from recsys.files import fingerprint, run_stage
 from recsys.models import join, load_model
+from recsys.train.stacking import stacked_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """Averages the scores of trained models; the result teaches like any other teacher."""
+    """Adds up the scores of trained models; the result teaches like any other teacher."""
 
     members: tuple[Path, ...]
     """The model directories."""
@@ -24,8 +26,11 @@ class Ensemble:
     """The dataset that they were trained on."""
     output: Path
     """Where the ensemble's model directory goes."""
+    weights: Literal["equal", "stacked"] = "equal"
+    """What members count: all the same, or as much as makes validation items likeliest, for members
+    that differ in quality or kind."""
     seed: int = 0
-    """Of the bootstrap intervals."""
+    """Of the bootstrap intervals, and of the users that weights are for."""
 
     @classmethod
     def from_preset(cls, preset: Preset, directory: Path) -> "Ensemble":
@@ -46,8 +51,13 @@ def run(job: Ensemble) -> Path:
         dataset = Dataset.open(job.dataset)
         for member in job.members:
             check_catalogue(member, dataset)
+        members = [load_model(member) for member in job.members]
+        weights = ()
+        if job.weights == "stacked":
+            weights = stacked_weights(members, dataset, seed=job.seed)
+            print(f"ensemble: weights {', '.join(f'{weight:.2f}' for weight in weights)}")
         package(
-            join([load_model(member) for member in job.members]),
+            join(members, weights),
             directory,
             dataset,
             origin=Origin(
@@ -61,7 +71,7 @@ def run(job: Ensemble) -> Path:
     run_stage(
         job.output,
         name="ensemble",
-        config=job.seed,
+        config=(job.weights, job.seed),
         inputs={"dataset": job.dataset, **inputs},
         build=build,
     )

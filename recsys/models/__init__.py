@@ -46,15 +46,17 @@ def build(
             return Ensemble(config, members)
 
 
-def join(members: Sequence[SequenceModel]) -> Ensemble:
-    """Returns one model whose scores are the mean of the members'.
+def join(members: Sequence[SequenceModel], weights: tuple[float, ...] = ()) -> Ensemble:
+    """Returns one model whose scores are the mean of the members', or their weighted sum.
 
     Raises:
-        ValueError: there are none, one is an ensemble itself, or they read different lengths.
+        ValueError: there are none, one is an ensemble itself, they read different lengths, or
+            there are more or fewer weights.
     """
     if any(isinstance(member, Ensemble) for member in members):
         raise ValueError("an ensemble cannot be a member of another: name its members")
-    return Ensemble(EnsembleConfig(members=tuple(m.config for m in members)), members)
+    config = EnsembleConfig(members=tuple(m.config for m in members), weights=weights)
+    return Ensemble(config, members)
 
 
 def without_content(model: SequenceModel) -> SequenceModel:

@@ -1,4 +1,4 @@
-"""Several models as one: the mean of their scores."""
+"""Several models as one: the mean of their scores, or a weighted sum."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,12 @@ class EnsembleConfig:
 
     members: tuple[TransformerConfig | HSTUConfig | GRUConfig, ...]
     """The shape of each member."""
+    weights: tuple[float, ...] = ()
+    """What each member's scores count; none for their mean."""
 
     def __post_init__(self) -> None:
+        if len(self.weights) not in (0, len(self.members)):
+            raise ValueError(f"{len(self.members)} members cannot have {len(self.weights)} weights")
         if len({member.max_length for member in self.members}) != 1:
             raise ValueError("an ensemble needs members, all of the same max_length")
 
@@ -36,7 +40,7 @@ class EnsembleConfig:
 
 
 class Ensemble(nn.Module):
-    """Averages the scores of its members.
+    """Adds up the weighted scores of its members.
 
     Scores are dot products, and a sum of dot products is that of the vectors laid end to end: the
     ensemble is a model like any other.
@@ -46,6 +50,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.config = config
         self.members = nn.ModuleList(cast(Sequence[nn.Module], members))
+        self.weights = config.weights or (1 / len(members),) * len(members)
 
     def encode(self, rows: PackedRows) -> Tensor:
         """Returns states_BLD of all members, laid end to end."""
@@ -60,13 +65,15 @@ class Ensemble(nn.Module):
 
     def item_table(self) -> Tensor:
         """Returns table_VD; scores are state_BD @ table_VD.T."""
-        tables = [member.item_table() for member in self._members()]
-        return torch.cat(tables, dim=-1) / len(self.members)
+        return self._weighted([member.item_table() for member in self._members()])
 
     def item_vectors(self, items: Tensor) -> Tensor:
         """Returns the table's rows of `items`."""
-        vectors = [member.item_vectors(items) for member in self._members()]
-        return torch.cat(vectors, dim=-1) / len(self.members)
+        return self._weighted([member.item_vectors(items) for member in self._members()])
+
+    def _weighted(self, vectors: Sequence[Tensor]) -> Tensor:
+        parts = [part * weight for part, weight in zip(vectors, self.weights, strict=True)]
+        return torch.cat(parts, dim=-1)
 
     def _members(self) -> Iterator[SequenceModel]:
         return (cast(SequenceModel, member) for member in self.members)

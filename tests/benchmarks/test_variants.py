@@ -114,9 +114,12 @@ def test_the_seeds_of_a_variant_are_an_ensemble_too(trained, tmp_path, monkeypat
         write_json(member / "report.json", REPORT)
     for _ in range(2):
         variants.measure(results, options, {"preset": ()})
-    assert len(asked) == 1
-    assert asked[0][:6] == ["ensemble", "quickstart", "--members", *map(str, members)]
-    name = "preset, ensemble of 3"
-    assert results.rows()[-1].command.endswith("--members 0 1 'past times'")
-    assert values_of(results.rows(), "ndcg@10", variant=name) == [0.3]
-    assert values_of(results.rows(), "train_seconds", variant=name) == [30.0]
+    words = ["--members", *map(str, members)]
+    assert asked == [
+        ["ensemble", "quickstart", *words],
+        ["ensemble", "quickstart", "--weights", "stacked", *words],
+    ]
+    assert results.rows()[-1].command.endswith("--weights stacked --members 0 1 'past times'")
+    for name in ("preset, ensemble of 3", "preset, ensemble of 3, stacked"):
+        assert values_of(results.rows(), "ndcg@10", variant=name) == [0.3]
+        assert values_of(results.rows(), "train_seconds", variant=name) == [30.0]

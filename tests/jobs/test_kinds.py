@@ -33,7 +33,7 @@ def report_of(model):
 
 @pytest.fixture(scope="module")
 def directory(dataset_directory, tmp_path_factory):
-    """An HSTU, a transformer, and the ensemble of both."""
+    """An HSTU, a transformer, and the stacked ensemble of both."""
     directory = tmp_path_factory.mktemp("kinds")
     for name, model in (("hstu", HSTU), ("transformer", TRANSFORMER)):
         output = directory / name
@@ -47,6 +47,7 @@ def directory(dataset_directory, tmp_path_factory):
             members=(directory / "hstu", directory / "transformer"),
             dataset=dataset_directory,
             output=directory / "teacher",
+            weights="stacked",
         )
     )
     return directory
