@@ -52,8 +52,9 @@ class Distill:
     """What a student that is trained alone minimises."""
     alone: Path | None = None
     """Where the same student, trained without the teacher, goes; none to leave it out."""
-    num_target_workers: int = 0
-    """Workers that write the answers under Ray Data; 0 for this process."""
+    num_target_workers: int | None = None
+    """Workers that write the answers under Ray Data, 0 for this process; none for as many as train
+    the student, at most."""
     num_workers: NumWorkers = 0
     """Data-parallel workers that train a student under Ray Train, or the fewest and the most; 0
     for this process."""
@@ -73,7 +74,6 @@ class Distill:
             live=preset.live,
             train=preset.train_student,
             loss=preset.loss,
-            num_target_workers=most(preset.num_workers),
             num_workers=preset.num_workers,
         )
 
@@ -163,13 +163,16 @@ def _origin(made_from: Mapping[str, Path], leave_out_seen: bool) -> Origin:
 def _write_targets(job: Distill, directory: Path) -> None:
     teacher = load_model(job.teacher)
     require_room(Dataset.open(job.dataset), directory, job.keep, teacher.config.width)
-    if job.num_target_workers == 0:
+    num_workers = job.num_target_workers
+    if num_workers is None:
+        num_workers = most(job.num_workers)
+    if num_workers == 0:
         write_targets(teacher, Dataset.open(job.dataset), directory, job.keep)
         return
     start_ray()
     from recsys.distill.on_ray import write_targets_on_ray
 
-    write_targets_on_ray(job.teacher, job.dataset, directory, job.keep, job.num_target_workers)
+    write_targets_on_ray(job.teacher, job.dataset, directory, job.keep, num_workers)
 
 
 if __name__ == "__main__":
