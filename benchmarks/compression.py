@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import students
 from benchmarks.command import command
 from benchmarks.rows import Results, Row, Subject, table, values_of
-from benchmarks.variants import RUNS, preset_name, spread
+from benchmarks.variants import RUNS, spread, train_words
 from jobs.recipes import NAMED
 from recsys.evaluate.report import readable_bytes
 from recsys.files import read_json
@@ -80,7 +80,6 @@ def measure(results: Results, options: Options) -> None:
     made = students.material(options)
     if options.targets is not None:
         made = replace(made, targets=options.targets)
-    preset = preset_name(options.dataset)
     for seed in options.seeds:
         directory = RUNS / options.dataset / BENCHMARK / str(seed)
         student = options.student or directory / "student"
@@ -96,7 +95,8 @@ def measure(results: Results, options: Options) -> None:
             raise ValueError(f"{student} is no transformer, which these recipes are for")
         for recipe in options.only or recipes(model):
             subject = subject._replace(variant=recipe)
-            words = [preset, "--recipe", *recipe.split(), "--train.seed", str(seed)]
+            flags = ("--recipe", *recipe.split())
+            words = train_words(options.dataset, flags, options.num_workers, seed)
             line = shlex.join(["python", "-m", "jobs.compress", *words])
             if results.has(subject, line):
                 continue

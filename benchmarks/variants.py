@@ -141,7 +141,7 @@ def measure_ensemble(results: Results, options: Options, variant: str) -> None:
 def train_words(
     dataset: str, flags: Sequence[str], num_workers: int | None, seed: int
 ) -> list[str]:
-    """Returns the arguments of `jobs.train`."""
+    """Returns the arguments of `jobs.train`, and of what else trains."""
     workers = [] if num_workers is None else ["--num-workers", f"{num_workers}"]
     return [preset_name(dataset), *flags, *workers, "--train.seed", str(seed)]
 
