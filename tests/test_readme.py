@@ -46,7 +46,8 @@ def test_the_tree_names_what_there_is():
 
 
 def test_the_benchmarks_that_are_named_are_those_there_are():
-    named = set(re.findall(r"^\| `(\w+)` \|", BENCHMARKS, re.MULTILINE))
+    introduction, _, _ = BENCHMARKS.partition("\n## ")
+    named = set(re.findall(r"^\| `(\w+)` \|", introduction, re.MULTILINE))
     commands = {
         path.stem
         for path in (ROOT / "benchmarks").glob("*.py")
