@@ -1,11 +1,11 @@
 """Which engine answers fastest: `python -m benchmarks.engines`.
 
 From histories to the ten best new items, end to end, of a transformer with random weights over
-catalogues of four sizes. Each engine loads in a process of its own (`benchmarks.systems.answer`).
-PyTorch's engines and OpenVINO have the same fp32 weights as ONNX Runtime, whose lists theirs are
-compared with; OpenVINO is from PyPI, in the environment of this process. Rows go to
-benchmarks/results/engines.json; `--readme` writes the table between the markers `engines` of the
-README.
+catalogues of four sizes; `--model small` is one as small as students of large catalogues are. Each
+engine loads in a process of its own (`benchmarks.systems.answer`). PyTorch's engines and OpenVINO
+have the same fp32 weights as ONNX Runtime, whose lists theirs are compared with; OpenVINO is from
+PyPI, in the environment of this process. Rows go to benchmarks/results/engines.json; `--readme`
+writes the table between the markers `engines` of the README.
 """
 
 import json
@@ -13,9 +13,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,13 +29,16 @@ from benchmarks.variants import RUNS
 from recsys.checkpoint import GRAPH
 from recsys.compress.graph import Precision, serving_graph
 from recsys.config import from_json, to_json
-from recsys.files import write_json
+from recsys.files import read_json, write_json
 from recsys.models import TransformerConfig, build
 
 BENCHMARK = "engines"
-MODEL = TransformerConfig(
+Model = Literal["medium", "small"]
+MEDIUM = TransformerConfig(
     width=64, num_layers=2, num_heads=4, head_width=16, feed_forward_width=128, max_length=50
 )
+SMALL = replace(MEDIUM, width=32, num_layers=1, num_heads=1, head_width=32, feed_forward_width=64)
+MODELS = {"medium": MEDIUM, "small": SMALL}
 CONTENDERS: dict[str, tuple[str, Precision]] = {
     "ONNX Runtime, fp32": ("onnxruntime", "float32"),
     "ONNX Runtime, int8": ("onnxruntime", "int8"),
@@ -54,6 +58,8 @@ class Options:
 
     num_items: tuple[int, ...] = (3_416, 50_000, 125_318, 1_000_000)
     """Sizes of the catalogue."""
+    model: Model = "medium"
+    """Width 64 and two layers, or 32 and one."""
     threads: tuple[int, ...] = (1, 2)
     """Threads of an engine."""
     batch_sizes: tuple[int, ...] = (1, 8, 64)
@@ -83,17 +89,21 @@ def measure_catalogue(results: Results, options: Options, num_items: int) -> Non
     for threads in options.threads:
         for name in options.only:
             engine, precision = CONTENDERS[name]
-            subject = Subject(f"{num_items:,} random items", name, f"{threads} threads", 0)
+            variant = f"{threads} threads"
             line = f"python -m benchmarks.engines --num-items {num_items} --threads {threads}"
+            if options.model != "medium":
+                variant += f", {options.model} model"
+                line += f" --model {options.model}"
+            subject = Subject(f"{num_items:,} random items", name, variant, 0)
             if results.has(subject, line) and not options.again and name != REFERENCE:
                 continue
-            directory = model_directory(num_items)
+            directory = model_directory(num_items, options.model)
             question = Question(
                 engine=engine,
                 model=loadable(directory, engine, precision),
                 threads=threads,
                 batch_sizes=options.batch_sizes,
-                max_length=MODEL.max_length,
+                max_length=MODELS[options.model].max_length,
                 num_items=num_items,
             )
             print(f"{num_items:,} items, {threads} threads, {name} ...", file=sys.stderr)
@@ -102,15 +112,20 @@ def measure_catalogue(results: Results, options: Options, num_items: int) -> Non
             results.put(subject, line, values(answer, reference))
 
 
-def model_directory(num_items: int) -> Path:
+def model_directory(num_items: int, model: Model) -> Path:
     """Returns a directory with config and random weights of a model."""
-    directory = RUNS / BENCHMARK / str(num_items)
+    directory = RUNS / BENCHMARK / model / str(num_items)
     if not (directory / CONFIG).exists():
         directory.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        save_file(build(MODEL, num_items + 1).state_dict(), directory / WEIGHTS)
-        write_json(directory / CONFIG, to_json(MODEL))
+        save_file(build(MODELS[model], num_items + 1).state_dict(), directory / WEIGHTS)
+        write_json(directory / CONFIG, to_json(MODELS[model]))
     return directory
+
+
+def config_of(directory: Path) -> TransformerConfig:
+    """Returns the config in a model's directory."""
+    return from_json(TransformerConfig, read_json(directory / CONFIG))
 
 
 def loadable(directory: Path, engine: str, precision: Precision) -> Path:
@@ -133,7 +148,8 @@ def _made(path: Path, make: Callable[[Path], None]) -> Path:
 
 def _onnx(path: Path, precision: Precision) -> None:
     weights = {name: w.numpy() for name, w in load_file(path.parent / WEIGHTS).items()}
-    path.write_bytes(serving_graph(MODEL, weights, precision).SerializeToString())
+    graph = serving_graph(config_of(path.parent), weights, precision)
+    path.write_bytes(graph.SerializeToString())
 
 
 def _openvino(path: Path) -> None:
@@ -155,8 +171,9 @@ def _aot_inductor(path: Path) -> None:
 def _program(directory: Path) -> torch.export.ExportedProgram:
     """Returns the module from histories to the best items, of any batch size and length."""
     any_size = torch.export.Dim.DYNAMIC
-    length_B = torch.full((4,), MODEL.max_length)
-    history_BL = torch.ones(4, MODEL.max_length, dtype=torch.int64)
+    max_length = config_of(directory).max_length
+    length_B = torch.full((4,), max_length)
+    history_BL = torch.ones(4, max_length, dtype=torch.int64)
     return torch.export.export(
         recommender(directory),
         (history_BL, length_B),
@@ -201,17 +218,18 @@ def markdown(rows: Sequence[Row]) -> str:
     """Returns the milliseconds of a call by engine, catalogue and threads."""
     batches = [m for m in dict.fromkeys(row.metric for row in rows) if m.startswith("p50 of ")]
     lines = []
-    for dataset, threads, engine in dict.fromkeys(
+    for dataset, variant, engine in dict.fromkeys(
         (row.dataset, row.variant, row.system) for row in rows
     ):
         of = {
             row.metric: row.value
             for row in rows
-            if (row.dataset, row.variant, row.system) == (dataset, threads, engine)
+            if (row.dataset, row.variant, row.system) == (dataset, variant, engine)
         }
+        threads, _, model = variant.partition(" threads")
         lines.append(
             [
-                f"{dataset.removesuffix(' random items')}, {threads.partition(' ')[0]}, {engine}",
+                f"{dataset.removesuffix(' random items')}, {threads}, {engine}{model}",
                 *(f"{of[batch]:.2f}" if batch in of else "" for batch in batches),
                 f"{of['load_seconds']:.1f}",
                 f"{of['memory_mib']:,.0f}",

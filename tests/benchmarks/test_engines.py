@@ -24,7 +24,7 @@ ANSWER = Answer(
 @pytest.fixture
 def directory(monkeypatch, tmp_path):
     monkeypatch.setattr(engines, "RUNS", tmp_path)
-    return engines.model_directory(NUM_ITEMS)
+    return engines.model_directory(NUM_ITEMS, "small")
 
 
 def question(directory, engine, precision="float32") -> Question:
@@ -33,7 +33,7 @@ def question(directory, engine, precision="float32") -> Question:
         model=engines.loadable(directory, engine, precision),
         threads=torch.get_num_threads(),
         batch_sizes=(1, 2),
-        max_length=engines.MODEL.max_length,
+        max_length=engines.SMALL.max_length,
         num_items=NUM_ITEMS,
         seconds=0.0,
     )
@@ -42,7 +42,7 @@ def question(directory, engine, precision="float32") -> Question:
 @pytest.mark.parametrize("engine", ["onnxruntime", "eager"])
 def test_engines_list_the_best_new_items_of_the_same_model(directory, engine):
     found = answer(question(directory, engine))
-    model = build(engines.MODEL, NUM_ITEMS + 1)
+    model = build(engines.SMALL, NUM_ITEMS + 1)
     model.load_state_dict(load_file(directory / WEIGHTS))
     histories = [np.array([3, 1, 2]), np.array([5])]
     scores_BV = torch_scorer(model)(histories)
@@ -61,7 +61,10 @@ def test_the_table_has_a_line_an_engine(tmp_path):
     for name, seen in ((engines.REFERENCE, ANSWER), ("OpenVINO, fp32", other)):
         subject = Subject("3,416 random items", name, "1 threads", 0)
         results.put(subject, "c", engines.values(seen, ANSWER))
-    head, _, first, second = engines.markdown(results.rows()).splitlines()
+    subject = Subject("3,416 random items", engines.REFERENCE, "2 threads, small model", 0)
+    results.put(subject, "c", engines.values(ANSWER, ANSWER))
+    head, _, first, second, third = engines.markdown(results.rows()).splitlines()
     assert head == "| items, threads, engine | ms, 1 at once | s to load | MiB | same items |"
     assert first == "| 3,416, 1, ONNX Runtime, fp32 | 0.50 | 0.2 | 70 | 1.000 |"
     assert second == "| 3,416, 1, OpenVINO, fp32 | 0.50 | 0.2 | 70 | 0.750 |"
+    assert third == "| 3,416, 2, ONNX Runtime, fp32, small model | 0.50 | 0.2 | 70 | 1.000 |"
