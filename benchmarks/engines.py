@@ -33,12 +33,16 @@ from recsys.files import read_json, write_json
 from recsys.models import TransformerConfig, build
 
 BENCHMARK = "engines"
-Model = Literal["medium", "small"]
+Model = Literal["medium", "small", "small-of-codes"]
 MEDIUM = TransformerConfig(
     width=64, num_layers=2, num_heads=4, head_width=16, feed_forward_width=128, max_length=50
 )
 SMALL = replace(MEDIUM, width=32, num_layers=1, num_heads=1, head_width=32, feed_forward_width=64)
-MODELS = {"medium": MEDIUM, "small": SMALL}
+MODELS: dict[Model, TransformerConfig] = {
+    "medium": MEDIUM,
+    "small": SMALL,
+    "small-of-codes": replace(SMALL, item_codes=8),
+}
 CONTENDERS: dict[str, tuple[str, Precision]] = {
     "ONNX Runtime, fp32": ("onnxruntime", "float32"),
     "ONNX Runtime, int8": ("onnxruntime", "int8"),
@@ -59,7 +63,7 @@ class Options:
     num_items: tuple[int, ...] = (3_416, 50_000, 125_318, 1_000_000)
     """Sizes of the catalogue."""
     model: Model = "medium"
-    """Width 64 and two layers, or 32 and one."""
+    """Width 64 and two layers, or 32 and one; that also with eight codes an item."""
     threads: tuple[int, ...] = (1, 2)
     """Threads of an engine."""
     batch_sizes: tuple[int, ...] = (1, 8, 64)

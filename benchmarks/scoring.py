@@ -2,9 +2,9 @@
 
 From one state to the ten best items, on one thread: products with rows of floats and of few bits
 and with rows put together from codes, as serving graphs have them; and from codes alone, without
-ever having rows, in NumPy: sums of partial scores (PQTopK, Petrov et al., arXiv 2408.09992), and
-the same in the order of the best parts until the rest cannot reach the ten best (RecJPQPrune,
-Petrov et al., arXiv 2505.00560). Items lie in clusters, as trained ones do. Lists are compared with
+ever having rows: sums of partial scores (PQTopK, `recsys.evaluate.codes`), and in NumPy the same in
+the order of the best parts until the rest cannot reach the ten best (RecJPQPrune, Petrov et al.,
+arXiv 2505.00560). Items lie in clusters, as trained ones do. Lists are compared with
 those of the float rows; of codes with those of the rows that the codes stand for. Rows go to
 benchmarks/results/scoring.json; `--readme` writes the table between the markers `scoring` of the
 README.
@@ -29,6 +29,7 @@ from recsys.compress.graph import IR_VERSION, OPSET
 from recsys.compress.quantize import quantize, to_bytes
 from recsys.compress.tables import ORT, FloatTable, Graph, QuantizedTable, Table
 from recsys.compress.top_k import best, whole_groups
+from recsys.evaluate.codes import CodeScorer
 from recsys.models.rounding import block_length
 
 BENCHMARK = "scoring"
@@ -149,15 +150,12 @@ def partial_scores(state_D: np.ndarray, centroids_PCS: np.ndarray) -> np.ndarray
 
 def summed(items: Catalogue) -> Search:
     """Returns PQTopK."""
-    columns_PV = np.ascontiguousarray(items.codes_VP.T)
+    # Its row 0 is the padding.
+    scorer = CodeScorer(np.concatenate([items.codes_VP[:1], items.codes_VP]))
 
     def search(state_D: np.ndarray) -> np.ndarray:
-        partial_PC = partial_scores(state_D, items.centroids_PCS)
-        scores_V = partial_PC[0].take(columns_PV[0])
-        for partial_C, column_V in zip(partial_PC[1:], columns_PV[1:], strict=True):
-            scores_V += partial_C.take(column_V)
-        best_K = np.argpartition(scores_V, -LIST_LENGTH)[-LIST_LENGTH:]
-        return best_K[np.argsort(-scores_V[best_K])]
+        scores_V = scorer.scores(partial_scores(state_D, items.centroids_PCS))
+        return scorer.best(scores_V, LIST_LENGTH)[0] - 1
 
     return search
 

@@ -63,11 +63,10 @@ def onnxruntime(question: Question) -> Call:
     from recsys.evaluate.engine import OnnxModel
 
     model = OnnxModel(question.model, question.threads)
-    k, exclude = np.array([LIST_LENGTH]), np.array([True])
 
     def call(history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
-        feed = {"history_BL": history_BL, "length_B": length_B, "k": k, "exclude_seen": exclude}
-        return np.asarray(model.session.run(["items_BK"], feed)[0])
+        histories = [row[:length] for row, length in zip(history_BL, length_B, strict=True)]
+        return model.top_k(histories, LIST_LENGTH)[0]
 
     return call
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from tqdm import tqdm
 
 from recsys.checkpoint import GRAPH
 from recsys.compress.graph import Precision, serving_graph
 from recsys.data.batches import pad_histories
+from recsys.evaluate.engine import OnnxModel
 from recsys.models import StudentConfig, without_content
 from recsys.models.interface import SequenceModel, torch_scorer
 
@@ -53,50 +53,38 @@ def export_onnx(
     plain = without_content(model)
     weights = {name: w.detach().cpu().numpy() for name, w in plain.state_dict().items()}
     graph = serving_graph(plain.config, weights, precision).SerializeToString()
-    parity = compare(graph, model, histories)
-    _refuse_disagreement(parity, precision)
     partial = Path(directory) / f"{GRAPH}.partial"
-    partial.write_bytes(graph)
-    os.replace(partial, Path(directory) / GRAPH)  # noqa: PTH105
+    try:
+        partial.write_bytes(graph)
+        parity = compare(OnnxModel(partial), model, histories)
+        _refuse_disagreement(parity, precision)
+        os.replace(partial, Path(directory) / GRAPH)  # noqa: PTH105
+    finally:
+        partial.unlink(missing_ok=True)
     return {key: parity[key] for key in ("top10_overlap", "max_score_difference")}
 
 
 def compare(
-    graph: bytes, model: SequenceModel, histories: Sequence[np.ndarray]
+    exported: OnnxModel, model: SequenceModel, histories: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """Returns overlap and difference as `export_onnx` does, and the difference as a share of the
     largest score of the PyTorch model."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     score = torch_scorer(model)
     overlaps, difference, largest = [], 0.0, 0.0
     for start in tqdm(range(0, len(histories), BATCH_SIZE), desc="parity", disable=None):
         batch = histories[start : start + BATCH_SIZE]
-        history_BL, length_B = pad_histories(batch, model.config.max_length)
-        items_BK, scores_BV = _run(session, history_BL, length_B)
+        items_BK, _ = exported.top_k(batch, LIST_LENGTH)
+        scores_BV = exported.scores(batch)
         expected_BV = score(batch)
         difference = max(difference, float(np.abs(scores_BV - expected_BV)[:, 1:].max()))
         largest = max(largest, float(np.abs(expected_BV[:, 1:]).max()))
+        history_BL, _ = pad_histories(batch, model.config.max_length)
         overlaps.append(_overlap(items_BK, expected_BV, history_BL))
     return {
         "top10_overlap": float(np.concatenate(overlaps).mean()),
         "max_score_difference": difference,
         "relative_score_difference": difference / largest if largest else difference,
     }
-
-
-def _run(
-    session: onnxruntime.InferenceSession, history_BL: np.ndarray, length_B: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    inputs = {
-        "history_BL": history_BL,
-        "length_B": length_B,
-        "k": np.array([LIST_LENGTH]),
-        "exclude_seen": np.array([True]),
-    }
-    items_BK, scores_BV = session.run(["items_BK", "scores_BV"], inputs)
-    return np.asarray(items_BK), np.asarray(scores_BV)
 
 
 def _overlap(items_BK: np.ndarray, expected_BV: np.ndarray, history_BL: np.ndarray) -> np.ndarray:

@@ -9,10 +9,11 @@ import onnxruntime
 import pytest
 import torch
 
-from recsys.compress import export, top_k
+from recsys.compress import export, graph, top_k
 from recsys.compress.export import export_onnx
 from recsys.compress.quantize import quantize
 from recsys.data.batches import pad_histories
+from recsys.evaluate.engine import OnnxModel
 from recsys.models import build
 from recsys.models.gru import GRU, GRUConfig
 from recsys.models.interface import torch_scorer
@@ -82,6 +83,49 @@ def test_float_graph_scores_like_pytorch(config, histories, tmp_path: Path):
     expected_BV = torch_scorer(model)(histories)
     np.testing.assert_allclose(scores_BV[:, 1:], expected_BV[:, 1:], atol=1e-3, rtol=1e-3)
     assert (scores_BV[:, 0] == -np.inf).all()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["codes", "gru of codes"])
+def test_a_catalogue_scored_by_its_codes_answers_as_one_whose_rows_are_put_together(
+    name, precision, histories, tmp_path: Path, monkeypatch
+):
+    model = make(VARIANTS[name])
+    engines = []
+    for place, rows in (("rows", NUM_ITEMS + 2), ("codes", NUM_ITEMS + 1)):
+        monkeypatch.setattr(graph, "ROWS_SCORED_BY_CODES", rows)
+        (tmp_path / place).mkdir()
+        export_onnx(model, tmp_path / place, histories=histories, precision=precision)
+        engines.append(OnnxModel(tmp_path / place))
+    by_rows, by_codes = engines
+    expected_BV = by_rows.scores(histories)
+    # The product with rows of few bits rounds the state, too.
+    tolerance = (2e-2 if precision in ("int8", "int4") else 1e-4) * np.abs(expected_BV[:, 1:]).max()
+    scores_BV = by_codes.scores(histories)
+    np.testing.assert_allclose(scores_BV, expected_BV, atol=tolerance)
+    for row, history in list(enumerate(histories))[1::7]:
+        np.testing.assert_allclose(by_codes.scores([history])[0], scores_BV[row], atol=tolerance)
+    for exclude_seen in (True, False):
+        items_BK, item_scores_BK = by_codes.top_k(histories, 10, exclude_seen)
+        left_BV = scores_BV.copy()
+        if exclude_seen:
+            np.put_along_axis(left_BV, pad_histories(histories, 30)[0], -np.inf, axis=1)
+        np.testing.assert_allclose(item_scores_BK, -np.sort(-left_BV, axis=1)[:, :10], atol=1e-5)
+        found_BK = np.take_along_axis(left_BV, items_BK, axis=1)
+        np.testing.assert_allclose(found_BK, item_scores_BK, atol=1e-5)
+    everything_BK, _ = by_codes.top_k(histories[:2], NUM_ITEMS + 5, exclude_seen=False)
+    assert set(everything_BK[0].tolist()) == set(range(1, NUM_ITEMS + 1))
+
+
+def test_codes_of_another_catalogue_are_refused(histories, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(graph, "ROWS_SCORED_BY_CODES", 0)
+    export_onnx(make(VARIANTS["codes"]), tmp_path, histories=histories)
+    forged = onnx.load(tmp_path / "model.onnx")
+    (entry,) = [prop for prop in forged.metadata_props if prop.key == "num_items"]
+    entry.value = str(NUM_ITEMS - 1)
+    onnx.save(forged, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=f"it has codes of {NUM_ITEMS} items, not of"):
+        OnnxModel(tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "int4"])

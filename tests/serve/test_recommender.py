@@ -198,10 +198,10 @@ def test_scores_are_plain_numbers(model):
     assert np.isfinite(answer["items"][0]["score"])
 
 
-def test_every_way_to_store_a_model_answers_without_torch(tmp_path):
+def test_every_way_to_store_a_model_answers_without_torch(tmp_path, monkeypatch):
     import torch
 
-    from recsys.compress import CodebookItems, FactorizeItems, Quantize, compress
+    from recsys.compress import CodebookItems, FactorizeItems, Quantize, compress, graph
     from recsys.compress.export import export_onnx
     from recsys.models import GRUConfig, TransformerConfig, build, save
 
@@ -215,12 +215,15 @@ def test_every_way_to_store_a_model_answers_without_torch(tmp_path):
         "int8": (config, (FactorizeItems(rank=8), Quantize())),
         "int4": (GRUConfig(width=16, max_length=5), (Quantize(bits=4),)),
         "codes": (config, (CodebookItems(codes=4), Quantize())),
+        "many codes": (config, (CodebookItems(codes=4), Quantize())),
     }
     histories = [np.array([3, 1, 2]), np.array([40])]
     for name, (shape, recipe) in cases.items():
         torch.manual_seed(0)
         network, precision = compress(build(shape, 301).eval(), recipe, histories=histories)
         save(network, tmp_path / name, items=items, origin=Origin(role="compressed"))
+        if name == "many codes":
+            monkeypatch.setattr(graph, "ROWS_SCORED_BY_CODES", 301)
         export_onnx(network, tmp_path / name, histories=histories, precision=precision)
         seal_model(tmp_path / name)
     asked = [[f"film {i}" for i in history] for history in histories]
