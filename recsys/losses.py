@@ -2,9 +2,9 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from functools import reduce
+from functools import cache, reduce
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -222,7 +222,8 @@ class _CrossEntropy(torch.autograd.Function):
             for label in chunk:
                 # The last chunk has another size every time: not worth a kernel of its own.
                 fused = _compiles.get() and len(scores_CV) == CHUNK
-                loss, gradient_CV = (_normalize_compiled if fused else _normalize)(scores_CV, label)
+                normalize = _compiled_normalize() if fused else _normalize
+                loss, gradient_CV = normalize(scores_CV, label)
                 gradients_CV.append(
                     gradient_CV.scatter_add_(
                         1, label.items_NK, label.weights_NK / -label.temperature
@@ -267,5 +268,10 @@ def _normalize(scores_CV: Tensor, labels: SoftLabels) -> tuple[Tensor, Tensor]:
     return -(weights_CK * logs_CK).sum(), exponentials_CV.mul_(shares_C1)
 
 
+@cache
+def _compiled_normalize() -> Callable[[Tensor, SoftLabels], tuple[Tensor, Tensor]]:
+    # Once asked for: the compiler takes two seconds to import.
+    return torch.compile(_normalize, dynamic=False)
+
+
 _compiles = ContextVar("_compiles", default=False)
-_normalize_compiled = torch.compile(_normalize, dynamic=False)

@@ -10,6 +10,9 @@ import pytest
     ("module", "unwanted"),
     [
         ("recsys.models", "ray"),
+        ("jobs.pipeline", "ray"),
+        ("jobs.pipeline", "torch._dynamo"),  # two seconds of every process
+        ("jobs.pipeline", "torch._inductor"),
         ("recsys.train.fit", "ray"),
         ("recsys.search.frontier", "ray"),
         ("recsys.serve.recommender", "torch"),

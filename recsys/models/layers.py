@@ -1,18 +1,39 @@
 """Building blocks of sequence encoders: linear maps, rotary positions, causal attention."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from recsys.models.interface import SequenceModel
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+NOT_COMPILED = "not_compiled"
 MASKED = -1e4  # finite in bfloat16 and float16 alike, and zero after a softmax
 
 
-def not_compiled(function: Function) -> Function:
-    """Keeps torch.compile out of a function that it would break into pieces or write out."""
-    return cast(Function, torch.compiler.disable(function))
+def not_compiled(method: Method) -> Method:
+    """Marks a method that torch.compile would break into pieces or write out."""
+    method.__dict__[NOT_COMPILED] = True
+    return method
+
+
+def compile_encoder(model: "SequenceModel") -> None:
+    """Has torch.compile build `model.encode`, but for the methods that are `not_compiled`.
+
+    They are shut out here and not where they are defined, which would import the compiler: two
+    seconds of every process.
+    """
+    assert isinstance(model, nn.Module)
+    if hasattr(model.encode, NOT_COMPILED):
+        return
+    for module in model.modules():
+        for name, method in vars(type(module)).items():
+            if hasattr(method, NOT_COMPILED):
+                setattr(module, name, torch.compiler.disable(getattr(module, name)))
+    model.encode = torch.compile(model.encode)
 
 
 class Dropout(nn.Module):

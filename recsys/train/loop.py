@@ -24,6 +24,7 @@ from recsys.data.sequences import Dataset
 from recsys.losses import compiled
 from recsys.models.interface import SequenceModel
 from recsys.models.item_table import ENCODER
+from recsys.models.layers import compile_encoder
 from recsys.train.config import TrainConfig, has_bfloat16, has_compiler
 from recsys.train.objective import Objective, to_tensors
 
@@ -129,7 +130,7 @@ class _Run:
         self.total_steps = config.epochs * len(self._batches(0))
         self._load(checkpoints.load())
         if config.compile and has_compiler():
-            model.encode = torch.compile(model.encode)
+            compile_encoder(model)
 
     def _place_model(self) -> "DeviceMesh | None":
         """Moves the model to the device; returns the mesh of workers if they share it out."""

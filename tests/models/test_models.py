@@ -1,4 +1,6 @@
 from dataclasses import replace
+from functools import partial
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,8 @@ from recsys.models import (
     save,
 )
 from recsys.models.interface import SequenceModel, torch_scorer
-from recsys.models.layers import Dropout
+from recsys.models.item_table import DenseItemTable
+from recsys.models.layers import Dropout, compile_encoder, not_compiled
 from tests.models.rows import pack, times_of
 
 NUM_ITEMS = 20
@@ -158,12 +161,42 @@ def test_the_padding_is_a_zero_vector(name):
 
 
 def test_the_encoder_compiles_to_one_graph_with_dropout_in_it():
-    model = build(TRANSFORMER, NUM_ITEMS + 1).train()
+    graphs = _compile(build(TRANSFORMER, NUM_ITEMS + 1).train(), fullgraph=True)
+    assert len(graphs) == 1
+
+
+def test_a_loop_over_positions_is_not_compiled():
+    model = build(CONFIGS["gru of codes"], NUM_ITEMS + 1).eval()
+    expected_BLD = model.encode(pack([1, 2, 3], [4, 5]))
+    assert not _compile(model)
+    torch.testing.assert_close(model.encode(pack([1, 2, 3], [4, 5])), expected_BLD)
+
+
+def test_a_part_that_is_not_compiled_is_left_out_of_the_rest():
+    class Apart(DenseItemTable):
+        @not_compiled
+        def forward(self, items_BL):
+            return super().forward(items_BL)
+
+    model = build(TRANSFORMER, NUM_ITEMS + 1).eval()
+    expected_BLD = model.encode(pack([1, 2, 3], [4, 5]))
+    model.item_embedding.__class__ = Apart
+    graphs = _compile(model)
+    operators = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert any("linear" in name for name in operators)
+    assert not any("embedding" in name for name in operators)
+    torch.testing.assert_close(model.encode(pack([1, 2, 3], [4, 5])), expected_BLD)
+
+
+def _compile(model, **settings) -> list:
+    """Has a model compile and read two sequences, and returns the graphs."""
     graphs = []
 
     def keep(graph, example_inputs):
         graphs.append(graph)
         return graph.forward
 
-    torch.compile(model.encode, backend=keep, fullgraph=True)(pack([1, 2, 3], [4, 5]))
-    assert len(graphs) == 1
+    with mock.patch("torch.compile", partial(torch.compile, backend=keep, **settings)):
+        compile_encoder(model)
+    model.encode(pack([1, 2, 3], [4, 5]))
+    return graphs
