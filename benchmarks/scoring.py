@@ -30,6 +30,7 @@ from recsys.compress.quantize import quantize, to_bytes
 from recsys.compress.tables import ORT, FloatTable, Graph, QuantizedTable, Table
 from recsys.compress.top_k import best, whole_groups
 from recsys.evaluate.codes import CodeScorer
+from recsys.evaluate.largest import largest
 from recsys.models.rounding import block_length
 
 BENCHMARK = "scoring"
@@ -155,7 +156,7 @@ def summed(items: Catalogue) -> Search:
 
     def search(state_D: np.ndarray) -> np.ndarray:
         scores_V = scorer.scores(partial_scores(state_D, items.centroids_PCS))
-        return scorer.best(scores_V, LIST_LENGTH)[0] - 1
+        return largest(scores_V, LIST_LENGTH) - 1
 
     return search
 

@@ -16,6 +16,7 @@ import pytest
         ("recsys.train.fit", "ray"),
         ("recsys.search.frontier", "ray"),
         ("recsys.serve.recommender", "torch"),
+        ("recsys.serve.recommender", "numba"),
         ("recsys.evaluate.report", "torch"),
         ("recsys.data.batches", "torch"),
     ],

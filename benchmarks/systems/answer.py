@@ -7,7 +7,7 @@ last line that it prints is an `Answer`.
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import numpy as np
 from recsys.config import from_json, to_json
 from recsys.data.batches import pad_histories
 
-Call = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""From history_BL and length_B to the best items_BK, none of them seen."""
+Histories = Sequence[np.ndarray]
+Call = Callable[[Histories], np.ndarray]
+"""From histories to the best items_BK, none of them seen."""
 CONFIG, WEIGHTS = "model.json", "model.safetensors"
 LIST_LENGTH = 10
 WARM_UP = 5
@@ -64,11 +65,7 @@ def onnxruntime(question: Question) -> Call:
 
     model = OnnxModel(question.model, question.threads)
 
-    def call(history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
-        histories = [row[:length] for row, length in zip(history_BL, length_B, strict=True)]
-        return model.top_k(histories, LIST_LENGTH)[0]
-
-    return call
+    return lambda histories: model.top_k(histories, LIST_LENGTH)[0]
 
 
 def openvino(question: Question, precision: str = "f32") -> Call:
@@ -82,10 +79,7 @@ def openvino(question: Question, precision: str = "f32") -> Call:
     }
     compiled = ov.Core().compile_model(question.model, "CPU", settings)
 
-    def call(history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
-        return compiled([history_BL, length_B])[0]
-
-    return call
+    return lambda histories: compiled(list(pad_histories(histories, question.max_length)))[0]
 
 
 def openvino_bf16(question: Question) -> Call:
@@ -116,8 +110,9 @@ def _torch_call(question: Question, run: Callable[..., Any]) -> Call:
     torch.set_num_threads(question.threads)
 
     @torch.inference_mode()
-    def call(history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
-        return run(torch.from_numpy(history_BL), torch.from_numpy(length_B)).numpy()
+    def call(histories: Histories) -> np.ndarray:
+        padded = pad_histories(histories, question.max_length)
+        return run(*map(torch.from_numpy, padded)).numpy()
 
     return call
 
@@ -128,7 +123,7 @@ def recommender(directory: Path) -> Any:
     from safetensors.torch import load_file
 
     from recsys.files import read_json
-    from recsys.models import TransformerConfig, build
+    from recsys.models import TransformerConfig, build, num_rows
 
     config = from_json(TransformerConfig, read_json(directory / CONFIG))
     weights = load_file(directory / WEIGHTS)
@@ -136,7 +131,7 @@ def recommender(directory: Path) -> Any:
     class Recommender(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = build(config, len(weights["item_embedding.weight"]))
+            self.model = build(config, num_rows(weights))
             self.model.load_state_dict(weights)
 
         def forward(self, history_BL: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
@@ -166,20 +161,17 @@ def answer(question: Question) -> Answer:
     draw = np.random.default_rng(0)
     lengths = draw.integers(1, question.max_length + 1, 256)
     histories = [draw.integers(1, question.num_items + 1, length) for length in lengths]
-    padded = {
-        size: [pad_histories(histories[i : i + size], question.max_length) for i in range(64)]
-        for size in question.batch_sizes
-    }
+    batches = {size: [histories[i : i + size] for i in range(64)] for size in question.batch_sizes}
     started = time.perf_counter()
     call = ENGINES[question.engine](question)
-    call(*pad_histories(histories[:1], question.max_length))
+    call(histories[:1])
     load_seconds = time.perf_counter() - started
-    milliseconds = {str(size): _time(call, calls, question) for size, calls in padded.items()}
+    milliseconds = {str(size): _time(call, calls, question) for size, calls in batches.items()}
     return Answer(
         load_seconds=load_seconds,
         memory_mib=_peak_memory_mib(),
         milliseconds=milliseconds,
-        best=call(*pad_histories(histories[:32], question.max_length)).tolist(),
+        best=call(histories[:32]).tolist(),
     )
 
 
@@ -189,16 +181,14 @@ def _peak_memory_mib() -> float:
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
-def _time(
-    call: Call, calls: list[tuple[np.ndarray, np.ndarray]], question: Question
-) -> tuple[float, float]:
-    for inputs in calls[:WARM_UP]:
-        call(*inputs)
+def _time(call: Call, calls: list[Histories], question: Question) -> tuple[float, float]:
+    for histories in calls[:WARM_UP]:
+        call(histories)
     seconds: list[float] = []
     while len(seconds) < 30 or sum(seconds) < question.seconds:
-        inputs = calls[len(seconds) % len(calls)]
+        histories = calls[len(seconds) % len(calls)]
         started = time.perf_counter()
-        call(*inputs)
+        call(histories)
         seconds.append(time.perf_counter() - started)
     p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000
     return float(p50), float(p99)

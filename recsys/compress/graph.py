@@ -43,8 +43,8 @@ ROTARY_BASE = 10_000.0
 BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
 ITEM_TABLE = "item_embedding."
 ROWS_SCORED_BY_CODES = 1 << 18
-"""How many rows of codes are scored outside the graph (`recsys.evaluate.codes`). An answer among a
-million items then takes two thirds of the time that it takes with rows of 8 bits."""
+"""How many rows of codes are scored outside the graph, by `recsys.evaluate.codes`: one history is
+answered among a million items in two thirds of the time that rows of 8 bits take."""
 Axes = list[str | int]
 INPUTS: dict[str, tuple[int, Axes]] = {
     "history_BL": (TensorProto.INT64, ["B", "L"]),
@@ -164,7 +164,8 @@ class EncoderGraph(ABC):
         shape = (len(codes_VP), len(columns_DC))
         if shape[0] >= ROWS_SCORED_BY_CODES:
             vectors_PSC = self._vectors(columns_DC, num_parts)
-            return CodeTable(self.graph.constant(codes_VP), vectors_PSC, num_parts=num_parts)
+            codes = self.graph.constant(codes_VP)
+            return CodeTable(codes, vectors_PSC, num_parts=num_parts, width=shape[1])
         if self.precision not in BITS:
             vectors = self._floats(centroids_PCS.reshape(num_parts * NUM_CENTROIDS, -1))
             return FloatTable(self._assemble(codes_VP, vectors, shape[1], np.float32(0)))

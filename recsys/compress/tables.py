@@ -163,10 +163,11 @@ class LowRankTable:
 class CodeTable:
     """Rows that are never put together: codes of 8 bits, and the vectors that they stand for."""
 
-    def __init__(self, codes_VP: str, vectors_PSC: str, *, num_parts: int):
+    def __init__(self, codes_VP: str, vectors_PSC: str, *, num_parts: int, width: int):
         self.codes_VP = codes_VP
         self.vectors_PSC = vectors_PSC
         self.num_parts = num_parts
+        self.width = width
 
     def lookup(self, graph: Graph, items_BL: str) -> str:
         """Returns the float rows of `items_BL`; that of the padding is zero."""
@@ -176,14 +177,15 @@ class CodeTable:
         vectors_PCS = graph.op("Transpose", self.vectors_PSC, perm=[0, 2, 1])
         vectors_NS = graph.op("Flatten", vectors_PCS, axis=2)
         parts_BLPS = graph.op("Gather", vectors_NS, vector_BLP)
-        rows_BLD = graph.op("Reshape", parts_BLPS, graph.constant([0, 0, -1], np.int64))
+        rows_BLD = graph.op("Reshape", parts_BLPS, graph.constant([0, 0, self.width], np.int64))
         is_item_BL1 = graph.op("Unsqueeze", items_BL, graph.constant([2], np.int64))
         is_item_BL1 = graph.op("Cast", is_item_BL1, to=TensorProto.BOOL)
         return graph.op("Where", is_item_BL1, rows_BLD, graph.constant(0, np.float32))
 
     def partial_scores(self, graph: Graph, state_BD: str) -> str:
         """Returns partial_BPC, what each code of each part adds to a score."""
-        shape = graph.constant([0, self.num_parts, 1, -1], np.int64)
+        size = [0, self.num_parts, 1, self.width // self.num_parts]
+        shape = graph.constant(size, np.int64)
         state_BP1S = graph.op("Reshape", state_BD, shape)
         partial_BP1C = graph.op("MatMul", state_BP1S, self.vectors_PSC)
         return graph.op("Squeeze", partial_BP1C, graph.constant([2], np.int64))

@@ -1,4 +1,4 @@
-"""The best items of a large catalogue by their codes, without their vectors ever being there.
+"""Scores of a large catalogue by its items' codes, without their vectors ever being there.
 
 PQTopK (Petrov et al., Efficient inference of sub-item id-based sequential recommendation models
 with millions of items, RecSys 2024, arXiv 2408.09992): what each code adds to a score is known
@@ -10,14 +10,20 @@ import numba
 import numpy as np
 
 NUM_CODES = 256
-GROUP = 256  # scores whose maximum is found first
 
 
 class CodeScorer:
-    """Scores items by their codes_VP (uint8); row 0 is the padding."""
+    """Scores items by their codes_VP; row 0 is the padding."""
 
     def __init__(self, codes_VP: np.ndarray):
-        self.codes_VP = np.ascontiguousarray(codes_VP, np.uint8)
+        """Takes the codes.
+
+        Raises:
+            ValueError: they are not of the type and shape that codes have.
+        """
+        if codes_VP.dtype != np.uint8 or codes_VP.ndim != 2 or not len(codes_VP):
+            raise ValueError(f"no codes of items: {codes_VP.dtype} of shape {codes_VP.shape}")
+        self.codes_VP = np.ascontiguousarray(codes_VP)
 
     def scores(self, partial_PC: np.ndarray) -> np.ndarray:
         """Returns scores_V, -inf for the padding.
@@ -26,34 +32,19 @@ class CodeScorer:
             partial_PC: float32, what each code of each part adds to a score.
 
         Raises:
-            ValueError: it is not of as many parts as items have codes, or not of 256 codes.
+            ValueError: it is of another type, or not of the parts that items have codes of.
         """
         expected = (self.codes_VP.shape[1], NUM_CODES)
-        if partial_PC.shape != expected:  # compiled code would read what is not there
-            raise ValueError(f"partial scores of shape {partial_PC.shape}, not {expected}")
+        if partial_PC.dtype != np.float32 or partial_PC.shape != expected:
+            # Compiled code would read what is not there.
+            raise ValueError(
+                f"partial scores are {partial_PC.dtype} of shape {partial_PC.shape}, not float32 "
+                f"of shape {expected}"
+            )
         scores_V = np.empty(len(self.codes_VP), np.float32)
-        _sum_parts(self.codes_VP, partial_PC, scores_V)
+        _sum_parts(self.codes_VP, np.ascontiguousarray(partial_PC), scores_V)
         scores_V[0] = -np.inf
         return scores_V
-
-    @staticmethod
-    def best(scores_V: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the columns_K of the k best scores and these scores_K, best first.
-
-        They, or others as good, are in the k groups with the highest maxima, or in the rest that
-        fills no group.
-        """
-        num_groups, rest = divmod(len(scores_V), GROUP)
-        groups_K = np.arange(num_groups)
-        if k < num_groups:
-            maxima_G = scores_V[: num_groups * GROUP].reshape(num_groups, GROUP).max(axis=1)
-            groups_K = np.argpartition(maxima_G, -k)[-k:]
-        in_groups_KN = groups_K[:, None] * GROUP + np.arange(GROUP)
-        columns_N = np.concatenate([in_groups_KN.ravel(), num_groups * GROUP + np.arange(rest)])
-        scores_N = scores_V[columns_N]
-        best_K = np.argpartition(scores_N, -k)[-k:]
-        best_K = best_K[np.argsort(-scores_N[best_K])]
-        return columns_N[best_K], scores_N[best_K]
 
 
 # Without fastmath, for which the compiler gathers vectors, and that is slower.

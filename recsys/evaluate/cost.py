@@ -14,7 +14,7 @@ from recsys.checkpoint import GRAPH, WEIGHTS
 from recsys.evaluate.engine import OnnxModel
 
 LIST_LENGTH = 10
-PACKAGES = ("torch", "onnxruntime", "numpy", "pyarrow", "ray")
+PACKAGES = ("torch", "onnxruntime", "numba", "numpy", "pyarrow", "ray")
 INSTRUCTIONS = (
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"),
     *("asimddp", "i8mm", "bf16"),

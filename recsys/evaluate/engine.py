@@ -19,6 +19,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 
 from recsys.checkpoint import GRAPH
 from recsys.data.batches import pad_histories
+from recsys.evaluate.largest import largest
 
 if TYPE_CHECKING:
     from recsys.evaluate.codes import CodeScorer
@@ -61,10 +62,12 @@ class OnnxModel:
 
     def scores(self, histories: Sequence[np.ndarray], _times: object = None) -> np.ndarray:
         """Returns scores_BV of the whole catalogue; column 0 is -inf. A `Scorer`."""
+        padded = pad_histories(histories, self.max_length)
         if self._by_codes is None:
-            return self._run(["scores_BV"], histories, k=1, exclude_seen=False)[0]
+            return self._run(["scores_BV"], *padded, k=1, exclude_seen=False)[0]
         scores_BV = np.empty((len(histories), self.num_items + 1), np.float32)
-        for scores_V, partial_PC in zip(scores_BV, self._partial_scores(histories), strict=True):
+        partial_BPC = self._partial_scores(*padded)
+        for scores_V, partial_PC in zip(scores_BV, partial_BPC, strict=True):
             scores_V[:] = self._by_codes.scores(partial_PC)
         return scores_BV
 
@@ -72,23 +75,31 @@ class OnnxModel:
         self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns items_BK and their scores_BK, best first; a score of -inf means no item."""
+        history_BL, length_B = pad_histories(histories, self.max_length)
         if self._by_codes is None:
             outputs = ["items_BK", "item_scores_BK"]
-            items_BK, scores_BK = self._run(outputs, histories, k=k, exclude_seen=exclude_seen)
+            flags = {"k": k, "exclude_seen": exclude_seen}
+            items_BK, scores_BK = self._run(outputs, history_BL, length_B, **flags)
             return items_BK, scores_BK
         k = min(k, self.num_items)
         items_BK = np.empty((len(histories), k), np.int64)
         scores_BK = np.empty((len(histories), k), np.float32)
-        for row, partial_PC in enumerate(self._partial_scores(histories)):
+        partial_BPC = self._partial_scores(history_BL, length_B)
+        # One history after the other, on one thread: together there are as many sums to make.
+        rows = zip(history_BL, partial_BPC, items_BK, scores_BK, strict=True)
+        for history_L, partial_PC, items_K, scores_K in rows:
             scores_V = self._by_codes.scores(partial_PC)
             if exclude_seen:
-                scores_V[histories[row][-self.max_length :]] = -np.inf
-            items_BK[row], scores_BK[row] = self._by_codes.best(scores_V, k)
+                scores_V[history_L] = -np.inf
+            items_K[:] = largest(scores_V, k)
+            scores_K[:] = scores_V[items_K]
         return items_BK, scores_BK
 
-    def _partial_scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+    def _partial_scores(self, history_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
         """Returns partial_BPC, what each code adds to a score."""
-        return self._run(["partial_BPC"], histories)[0]
+        if not len(history_BL):  # the engine would divide by their number, and die
+            return np.empty((0, 0, 0), np.float32)
+        return self._run(["partial_BPC"], history_BL, length_B)[0]
 
     def _code_scorer(self) -> "CodeScorer | None":
         """Returns what sums up scores where the graph does not."""
@@ -96,16 +107,18 @@ class OnnxModel:
             return None
         from recsys.evaluate.codes import CodeScorer  # compiles
 
-        codes_VP, partial_BPC = self._run(["codes_VP", "partial_BPC"], [np.array([1])])
+        padded = pad_histories([np.array([1])], self.max_length)
+        codes_VP, partial_BPC = self._run(["codes_VP", "partial_BPC"], *padded)
         scorer = CodeScorer(codes_VP)
+        if partial_BPC.ndim != 3 or len(partial_BPC) != 1:
+            raise ValueError(f"partial scores of shape {partial_BPC.shape} for one history")
         if len(scorer.scores(partial_BPC[0])) != self.num_items + 1:
             raise ValueError(f"it has codes of {len(codes_VP) - 1} items, not of {self.num_items}")
         return scorer
 
     def _run(
-        self, outputs: list[str], histories: Sequence[np.ndarray], **more: int
+        self, outputs: list[str], history_BL: np.ndarray, length_B: np.ndarray, **more: int
     ) -> list[np.ndarray]:
-        history_BL, length_B = pad_histories(histories, self.max_length)
         arrays = {name: np.array([value]) for name, value in more.items()}
         feed = {"history_BL": history_BL, "length_B": length_B, **arrays}
         return [np.asarray(value) for value in self.session.run(outputs, feed)]

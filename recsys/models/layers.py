@@ -30,8 +30,8 @@ def compile_encoder(model: "SequenceModel") -> None:
     if hasattr(model.encode, NOT_COMPILED):
         return
     for module in model.modules():
-        for name, method in vars(type(module)).items():
-            if hasattr(method, NOT_COMPILED):
+        for name in dir(type(module)):
+            if hasattr(getattr(type(module), name), NOT_COMPILED):
                 setattr(module, name, torch.compiler.disable(getattr(module, name)))
     model.encode = torch.compile(model.encode)
 

@@ -1,6 +1,7 @@
 """A model directory as a recommender: external item ids in, ranked external item ids out.
 
-Needs numpy, Arrow and ONNX Runtime; neither PyTorch nor Ray.
+Needs numpy, Arrow and ONNX Runtime, and Numba where very many items have codes; neither PyTorch nor
+Ray.
 """
 
 from collections.abc import Sequence

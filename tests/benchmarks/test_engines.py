@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 from benchmarks import engines
 from benchmarks.rows import Results, Subject
 from benchmarks.systems.answer import ENGINES, WEIGHTS, Answer, Question, answer
-from recsys.data.batches import pad_histories
 from recsys.models import build
 from recsys.models.interface import torch_scorer
 
@@ -21,10 +20,10 @@ ANSWER = Answer(
 )
 
 
-@pytest.fixture
-def directory(monkeypatch, tmp_path):
+@pytest.fixture(params=["small", "small-of-codes"])
+def directory(request, monkeypatch, tmp_path):
     monkeypatch.setattr(engines, "RUNS", tmp_path)
-    return engines.model_directory(NUM_ITEMS, "small")
+    return engines.model_directory(NUM_ITEMS, request.param)
 
 
 def question(directory, engine, precision="float32") -> Question:
@@ -42,7 +41,7 @@ def question(directory, engine, precision="float32") -> Question:
 @pytest.mark.parametrize("engine", ["onnxruntime", "eager"])
 def test_engines_list_the_best_new_items_of_the_same_model(directory, engine):
     found = answer(question(directory, engine))
-    model = build(engines.SMALL, NUM_ITEMS + 1)
+    model = build(engines.config_of(directory), NUM_ITEMS + 1)
     model.load_state_dict(load_file(directory / WEIGHTS))
     histories = [np.array([3, 1, 2]), np.array([5])]
     scores_BV = torch_scorer(model)(histories)
@@ -50,7 +49,7 @@ def test_engines_list_the_best_new_items_of_the_same_model(directory, engine):
         row[[0, *history]] = -np.inf
     call = ENGINES[engine](question(directory, engine))
     expected_BK = np.argsort(-scores_BV, axis=1)[:, :10]
-    np.testing.assert_array_equal(call(*pad_histories(histories, 50)), expected_BK)
+    np.testing.assert_array_equal(call(histories), expected_BK)
     assert set(found.milliseconds) == {"1", "2"}
     assert found.memory_mib > 10
 

@@ -115,6 +115,10 @@ def test_a_catalogue_scored_by_its_codes_answers_as_one_whose_rows_are_put_toget
         np.testing.assert_allclose(found_BK, item_scores_BK, atol=1e-5)
     everything_BK, _ = by_codes.top_k(histories[:2], NUM_ITEMS + 5, exclude_seen=False)
     assert set(everything_BK[0].tolist()) == set(range(1, NUM_ITEMS + 1))
+    assert by_codes.top_k(histories, 0)[0].shape == (len(histories), 0)
+    assert by_codes.top_k([], 10)[0].shape == (0, 10)
+    assert by_codes.scores([]).shape == (0, NUM_ITEMS + 1)
+    assert by_codes.scores([np.array([])]).shape == (1, NUM_ITEMS + 1)
 
 
 def test_codes_of_another_catalogue_are_refused(histories, tmp_path: Path, monkeypatch):
@@ -126,6 +130,31 @@ def test_codes_of_another_catalogue_are_refused(histories, tmp_path: Path, monke
     onnx.save(forged, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=f"it has codes of {NUM_ITEMS} items, not of"):
         OnnxModel(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["Flatten", "Squeeze", "Shape"])
+def test_a_graph_of_codes_whose_answers_have_another_form_is_refused(
+    kind, histories, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(graph, "ROWS_SCORED_BY_CODES", 0)
+    export_onnx(make(VARIANTS["codes"]), tmp_path, histories=histories)
+    forged = onnx.load(tmp_path / "model.onnx").graph
+    for node in forged.node:
+        node.output[:] = ["real" if name == "partial_BPC" else name for name in node.output]
+    forged.node.append(onnx.helper.make_node(kind, ["real"], ["partial_BPC"]))
+    outputs = [output for output in forged.output if output.name == "codes_VP"]
+    kinds = {"Shape": onnx.TensorProto.INT64}
+    value = onnx.helper.make_tensor_value_info("partial_BPC", kinds.get(kind, 1), None)
+    del forged.output[:]
+    forged.output.extend([value, *outputs])
+    whole = onnx.load(tmp_path / "model.onnx")
+    whole.graph.CopyFrom(forged)
+    onnx.save(whole, tmp_path / "model.onnx")
+    with pytest.raises(
+        ValueError, match="is not a graph of a recommender: partial scores"
+    ) as error:
+        OnnxModel(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
