@@ -67,10 +67,10 @@ def require_part(teacher: SequenceModel, config: StudentConfig) -> None:
     Raises:
         ValueError: it cannot; with the reason.
     """
-    first = _first(teacher)
-    if not (isinstance(first, Transformer) and isinstance(config, TransformerConfig)):
+    whole = _whole(teacher)
+    if not (isinstance(whole, Transformer) and isinstance(config, TransformerConfig)):
         raise ValueError("only a transformer is cut from its teacher, and only from another one")
-    had = first.config
+    had = whole.config
     if config.content:
         raise ValueError("a student with content is not cut from its teacher")
     if config.head_width != had.head_width:
@@ -85,15 +85,18 @@ def require_part(teacher: SequenceModel, config: StudentConfig) -> None:
             raise ValueError(f"the student's {name} is {wanted}, the teacher's {most}")
 
 
-def _first(teacher: SequenceModel) -> object:
-    return next(iter(teacher.members)) if isinstance(teacher, Ensemble) else teacher
+def _whole(teacher: SequenceModel) -> object:
+    """Returns what is cut: of an ensemble the member of most weight, of equal ones the first."""
+    if not isinstance(teacher, Ensemble):
+        return teacher
+    return teacher.members[int(np.argmax(teacher.weights))]
 
 
 def shrink(
     teacher: SequenceModel, config: StudentConfig, *, histories: Sequence[np.ndarray]
 ) -> SequenceModel:
     """Returns a model of `config` with the layers, heads, channels and directions of the teacher
-    that matter most; of an ensemble's first member.
+    that matter most; of an ensemble, those of the member of most weight.
 
     Args:
         histories: real ones, to measure on what matters.
@@ -102,10 +105,10 @@ def shrink(
         ValueError: the student is no part of the teacher.
     """
     require_part(teacher, config)
-    first = _first(teacher)
-    assert isinstance(first, Transformer)
+    whole = _whole(teacher)
+    assert isinstance(whole, Transformer)
     assert isinstance(config, TransformerConfig)
-    had = first.config
+    had = whole.config
     pruned = [
         (PruneLayers(keep=config.num_layers), had.num_layers),
         (PruneHeads(keep=config.num_heads), had.num_heads),
@@ -120,6 +123,6 @@ def shrink(
         steps.append(FactorizeItems(rank=config.item_rank))
     if config.item_codes is not None:
         steps.append(CodebookItems(codes=config.item_codes))
-    smaller, _ = compress(first, tuple(steps), histories=histories)
+    smaller, _ = compress(whole, tuple(steps), histories=histories)
     assert isinstance(smaller, Transformer)
     return rebuilt(smaller, config, dict(smaller.state_dict()))

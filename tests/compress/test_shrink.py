@@ -8,7 +8,7 @@ import torch
 
 from recsys.checkpoint import Origin
 from recsys.compress.shrink import shrink, write_initial
-from recsys.models import GRUConfig, TransformerConfig, build, load_model, save
+from recsys.models import EnsembleConfig, GRUConfig, TransformerConfig, build, load_model, save
 from recsys.models.interface import torch_scorer
 
 CONFIG = TransformerConfig(
@@ -33,6 +33,15 @@ def test_a_student_of_its_teachers_shape_starts_with_the_teachers_scores(histori
     assert student.config.dropout == 0
     asked = histories[1:]
     np.testing.assert_array_equal(torch_scorer(student)(asked), torch_scorer(teacher)(asked))
+
+
+@pytest.mark.parametrize(("weights", "cut"), [((), 0), ((0.2, 0.8), 1)])
+def test_of_an_ensemble_the_member_of_most_weight_is_cut(weights, cut, histories):
+    config = EnsembleConfig(members=(CONFIG, CONFIG), weights=weights)
+    teacher = build(config, NUM_ITEMS + 1)
+    student = shrink(teacher, CONFIG, histories=histories)
+    scores_BV = torch_scorer(teacher.members[cut])(histories[1:])
+    np.testing.assert_array_equal(torch_scorer(student)(histories[1:]), scores_BV)
 
 
 def test_a_student_has_the_shape_that_is_asked_for(histories):
