@@ -181,7 +181,7 @@ def _peak_memory_mib() -> float:
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
-def _time(call: Call, calls: list[Histories], question: Question) -> tuple[float, float]:
+def _time(call: Call, calls: Sequence[Histories], question: Question) -> tuple[float, float]:
     for histories in calls[:WARM_UP]:
         call(histories)
     seconds: list[float] = []

@@ -53,7 +53,7 @@ class CodebookItemTable(nn.Module):
     """Rows put together from P vectors, each one of 256 that all items share, by codes of a byte.
 
     As in RecJPQ (Petrov and Macdonald, arXiv 2312.06165). Codes are fixed, those of a fresh table
-    at random; the vectors learn.
+    at random, until `recsys.train.codes` gives them better ones; the vectors learn.
     """
 
     def __init__(self, num_items_with_padding: int, width: int, num_codes: int):

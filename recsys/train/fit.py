@@ -7,6 +7,7 @@ from typing import NamedTuple, TextIO
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from recsys.data.content import Kind, load_content
 from recsys.data.sequences import Dataset
@@ -14,7 +15,7 @@ from recsys.evaluate.metrics import ndcg
 from recsys.evaluate.ranking import rank_targets
 from recsys.models import ModelConfig, TransformerConfig, build, load_model
 from recsys.models.interface import SequenceModel, torch_scorer
-from recsys.models.item_table import ItemContent, ItemText, TextItemTable
+from recsys.models.item_table import CodebookItemTable, ItemContent, ItemText, TextItemTable
 from recsys.models.rounding import keep_weights, round_weights
 from recsys.train.config import TrainConfig
 from recsys.train.loop import Checkpoints, FileCheckpoints, Workers, train
@@ -70,7 +71,16 @@ def _new_model(task: Task, dataset: Dataset) -> SequenceModel:
     content = None
     if isinstance(task.model, TransformerConfig) and task.model.content:
         content = item_content(dataset, task.model.content, learns=task.model.num_read > 0)
-    return build(task.model, dataset.num_items_with_padding, content)
+    model = build(task.model, dataset.num_items_with_padding, content)
+    assert isinstance(model, nn.Module)
+    for table in model.modules():
+        if isinstance(table, CodebookItemTable):
+            from recsys.train.codes import codes_by_users  # slow to import
+
+            codes_VP = codes_by_users(dataset, table.codes_VP.shape[1])
+            if codes_VP is not None:
+                table.codes_VP.copy_(torch.from_numpy(codes_VP))
+    return model
 
 
 def item_content(dataset: Dataset, kinds: Sequence[Kind], *, learns: bool = False) -> ItemContent:
