@@ -79,8 +79,9 @@ def head(environment):
             wait_for_dashboard(address, process, Path(directory, "head.log"))
             yield Head(address=address, environment=environment)
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(120)  # Ray takes half a minute once it has run workers
+            # All of it at once: once it has run workers, Ray takes half a minute to stop.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def start_head(flags: list[str], directory: str, environment: dict[str, str]) -> subprocess.Popen:
@@ -91,6 +92,7 @@ def start_head(flags: list[str], directory: str, environment: dict[str, str]) ->
             cwd=directory,
             stdout=log,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
 
