@@ -12,12 +12,13 @@ def largest(scores_V: np.ndarray, k: int) -> np.ndarray:
     in a tenth of the time that a partition of all takes.
     """
     num_blocks = len(scores_V) // BLOCK
-    columns_C = np.arange(len(scores_V))
     if k < num_blocks:
         whole = num_blocks * BLOCK
         blocks_K = _partition(scores_V[:whole].reshape(num_blocks, BLOCK).max(axis=1), k)
         within_KN = blocks_K[:, None] * BLOCK + np.arange(BLOCK)
-        columns_C = np.concatenate([within_KN.ravel(), columns_C[whole:]])
+        columns_C = np.concatenate([within_KN.ravel(), np.arange(whole, len(scores_V))])
+    else:
+        columns_C = np.arange(len(scores_V))
     candidates_C = scores_V[columns_C]
     best_K = _partition(candidates_C, k)
     order_K = np.argsort(-candidates_C[best_K], kind="stable")

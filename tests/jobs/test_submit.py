@@ -1,5 +1,6 @@
 """jobs.submit against a real local cluster, started as the head of cluster/local.yaml says."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -79,8 +80,9 @@ def head(environment):
             wait_for_dashboard(address, process, Path(directory, "head.log"))
             yield Head(address=address, environment=environment)
         finally:
-            # All of it at once: once it has run workers, Ray takes half a minute to stop.
-            os.killpg(process.pid, signal.SIGKILL)
+            # Asked to stop, Ray takes half a minute once it has run workers.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from scipy.sparse.linalg import svds
 
 from recsys.models import GRUConfig, TransformerConfig
 from recsys.train.codes import codes_by_users
@@ -26,6 +27,17 @@ def test_items_of_the_same_users_have_codes_near_each_other(dataset):
         for shift in (1, len(names) // 2)
     )
     assert near < 0.6 * opposite
+
+
+def test_the_signs_of_singular_vectors_do_not_matter(dataset, monkeypatch):
+    expected_VP = codes_by_users(dataset, 3)
+
+    def other_sign(*args, **settings):
+        left, singular, right = svds(*args, **settings)
+        return -left, singular, -right
+
+    monkeypatch.setattr("recsys.train.codes.svds", other_sign)
+    np.testing.assert_array_equal(codes_by_users(dataset, 3), expected_VP)
 
 
 def test_more_codes_than_the_log_tells_apart_stay_as_they_were(dataset):
