@@ -131,11 +131,11 @@ def start(environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
 def test_two_jobs_run_and_their_logs_and_exit_codes_come_back(head):
     good = start(head.environment, "prepare", "--help", "--address", head.address)
     bad = start(head.environment, "prepare", "no-such-preset", "--address", head.address)
-    log, errors = good.communicate(timeout=180)
+    log, errors = good.communicate(timeout=400)
     assert (good.returncode, errors) == (0, ""), log + errors
     assert "usage: python -m jobs.prepare" in log
     assert log.splitlines()[-1].endswith("succeeded")
-    log, errors = bad.communicate(timeout=180)
+    log, errors = bad.communicate(timeout=400)
     assert (bad.returncode, errors) == (2, ""), log + errors
     assert "no-such-preset" in log
     assert log.splitlines()[-1].endswith("failed")
@@ -152,13 +152,13 @@ def test_a_submitted_training_leaves_a_model_where_it_was_told(head, tmp_path):
 
 def run_job(head: Head, *words: str) -> None:
     process = start(head.environment, *words, "--address", head.address)
-    log, errors = process.communicate(timeout=180)
+    log, errors = process.communicate(timeout=400)
     assert (process.returncode, errors) == (0, ""), log + errors
 
 
 def one_line(environment: dict[str, str], *words: str) -> str:
     process = start(environment, *words)
-    _, errors = process.communicate(timeout=180)
+    _, errors = process.communicate(timeout=400)
     assert process.returncode == 2
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
