@@ -32,8 +32,7 @@ def _partition(scores_C: np.ndarray, k: int) -> np.ndarray:
         return np.empty(0, np.int64)
     smallest = -np.partition(-scores_C, k - 1)[k - 1]
     larger = scores_C > smallest
-    equal = np.flatnonzero(
-        ~larger & ~(scores_C < smallest)
-    )  # NaN, too: there are k, whatever it is
+    # NaN counts as equal: then there are k, whatever the scores are.
+    equal = np.flatnonzero(~larger & ~(scores_C < smallest))
     larger[equal[: k - np.count_nonzero(larger)]] = True
     return np.flatnonzero(larger)
