@@ -27,6 +27,17 @@ class SoftLabels(NamedTuple):
     """Divides the scores before their softmax."""
 
 
+class Sample(NamedTuple):
+    """Items that stand for the catalogue; it stands where table_VD does, its columns for items."""
+
+    own_NJD: Tensor
+    """Vectors of J items of each position's own, in the first columns of its scores."""
+    drawn_MD: Tensor
+    """Vectors of items drawn for all positions, in the columns after those."""
+    correction_M: Tensor
+    """What is taken from the drawn items' scores; see `log_correction`."""
+
+
 @runtime_checkable
 class SharedTable(Protocol):
     """A table whose rows are shared out to workers; it stands where table_VD does."""
@@ -105,38 +116,41 @@ def smoothing(
     return (apart_N * (targets_N != PADDING)).sum()
 
 
-def sampled_softmax(
-    states_ND: Tensor,
-    positives_ND: Tensor,
-    negatives_MD: Tensor,
-    skipped_NM: Tensor,
-    log_probability_M: Tensor,
-) -> Tensor:
-    """Returns the summed cross-entropy of a softmax over the target and M sampled negatives.
+def log_correction(probability_M: Tensor, times_M: Tensor) -> Tensor:
+    """Returns log(M q / c) for items that M draws have brought c times, q a draw's probability.
 
-    A negative's score is lessened by log(M q), q its probability of being drawn, so that the sum
-    over the sample estimates without bias the sum over the catalogue (Bengio and Senecal, 2008).
-    The target is there whatever is drawn: it is not corrected, and skipped among the negatives
+    Taken from their scores it makes the sum of exponentials over the sample estimate without bias
+    the sum over the catalogue (Bengio and Senecal, 2008). An item drawn c times has one column
+    that counts, the first; the others, with c = 0, are left out.
+
+    Args:
+        probability_M: q of the item of each column.
+        times_M: c at an item's first column, 0 at the others.
+    """
+    expected_M = probability_M * len(probability_M)
+    return (expected_M / times_M).log().clamp(max=-LEFT_OUT).float()
+
+
+def sampled_softmax(states_ND: Tensor, sample: Sample, left_out_NL: Tensor | None = None) -> Tensor:
+    """Returns the summed cross-entropy of a softmax over each position's target and a sample.
+
+    The target is there whatever is drawn: it is not corrected, and left out of what is drawn
     (Khrylchenko et al., Correcting the LogQ Correction, arXiv 2507.09331).
 
     Args:
-        positives_ND: vectors of the targets.
-        negatives_MD: vectors of items drawn with replacement, the same for all positions.
-        skipped_NM: whether a negative is none for a position: its target, and what is left out.
-        log_probability_M: log q of each negative.
+        sample: its own_NJD the targets, J = 1.
+        left_out_NL: columns of drawn items that do not compete at a position; 0 for none.
     """
-    correction_M = log_probability_M + math.log(len(negatives_MD))
-    scores_NM = (states_ND @ negatives_MD.T).float() - correction_M
-    scores_NM = scores_NM.masked_fill(skipped_NM, -torch.inf)
-    positive_N1 = (states_ND * positives_ND).sum(dim=-1, keepdim=True).float()
-    return (torch.cat([positive_N1, scores_NM], dim=1).logsumexp(dim=1) - positive_N1[:, 0]).sum()
+    first_N1 = torch.zeros(len(states_ND), 1, dtype=torch.int64, device=states_ND.device)
+    labels = SoftLabels(first_N1, torch.ones_like(first_N1, dtype=torch.float32))
+    return cross_entropy(states_ND, sample, [labels], left_out_NL)
 
 
 def gbce(
     states_ND: Tensor,
     positives_ND: Tensor,
     negatives_MD: Tensor,
-    skipped_NM: Tensor,
+    times_NM: Tensor,
     *,
     num_items: int,
     calibration: float,
@@ -155,20 +169,20 @@ def gbce(
     al., arXiv 1708.02002, section 3.3.)
 
     Args:
-        skipped_NM: as for `sampled_softmax`.
+        positives_ND: vectors of the targets.
+        times_NM: how often a negative counts at a position: as often as it was drawn, or never.
     """
     share = len(negatives_MD) / max(num_items - 1, 1)
     power = share * (calibration * (1 - 1 / share) + 1 / share)
     prior = math.log(power / len(negatives_MD))
     positive_N = (states_ND * positives_ND).sum(dim=-1).float() + prior
     negative_NM = logsigmoid(-(states_ND @ negatives_MD.T).float() - prior)
-    negative_NM = negative_NM.masked_fill(skipped_NM, 0)
-    return -power * logsigmoid(positive_N).sum() - negative_NM.sum()
+    return -power * logsigmoid(positive_N).sum() - (negative_NM * times_NM).sum()
 
 
 def cross_entropy(
     states_ND: Tensor,
-    table_VD: Tensor | SharedTable,
+    table_VD: Tensor | SharedTable | Sample,
     labels: Sequence[SoftLabels],
     left_out_NM: Tensor | None = None,
 ) -> Tensor:
@@ -179,12 +193,15 @@ def cross_entropy(
     autocast the products run in its precision, softmax and sums in float32.
 
     Args:
-        table_VD: the table, or this worker's part of a shared one.
+        table_VD: the table, this worker's part of a shared one, or a sample of it.
         left_out_NM: M items of each position that take no part in its softmax, but for its labels.
     """
     if isinstance(table_VD, SharedTable):
         return table_VD.cross_entropy(states_ND, labels, left_out_NM)
-    return _CrossEntropy.apply(states_ND, table_VD, labels, left_out_NM)
+    if isinstance(table_VD, Sample):
+        own_NJD, drawn_MD, correction_M = table_VD
+        return _CrossEntropy.apply(states_ND, drawn_MD, labels, left_out_NM, own_NJD, correction_M)
+    return _CrossEntropy.apply(states_ND, table_VD, labels, left_out_NM, None, None)
 
 
 @contextlib.contextmanager
@@ -205,6 +222,8 @@ class _CrossEntropy(torch.autograd.Function):
         table_VD: Tensor,
         labels: Sequence[SoftLabels],
         left_out_NM: Tensor | None,
+        own_NJD: Tensor | None,
+        correction_V: Tensor | None,
     ):
         device = states_ND.device.type
         mixed = torch.is_autocast_enabled(device)
@@ -212,9 +231,13 @@ class _CrossEntropy(torch.autograd.Function):
         rounded_ND, rounded_VD = states_ND.to(dtype), table_VD.to(dtype)
         total = states_ND.new_zeros(())
         states_gradient_ND, table_gradient_VD = map(torch.zeros_like, (states_ND, table_VD))
+        own_gradient_NJD = None if own_NJD is None else torch.empty_like(own_NJD)
         for at in range(0, len(states_ND), CHUNK):
             part = slice(at, at + CHUNK)
             scores_CV = rounded_ND[part] @ rounded_VD.T
+            if own_NJD is not None:
+                own_CJ = torch.einsum("cd,cjd->cj", states_ND[part], own_NJD[part])
+                scores_CV = torch.cat([own_CJ, scores_CV - correction_V], dim=1)
             chunk = [SoftLabels(i[part], w[part], temperature) for i, w, temperature in labels]
             if left_out_NM is not None:
                 leave_out(scores_CV, left_out_NM[part], chunk)
@@ -230,16 +253,23 @@ class _CrossEntropy(torch.autograd.Function):
                     )
                 )
                 total += loss
-            gradient_CV = reduce(Tensor.add_, gradients_CV).to(dtype)
-            states_gradient_ND[part] = gradient_CV @ rounded_VD
+            gradient_CV = reduce(Tensor.add_, gradients_CV)
+            if own_NJD is not None:
+                own_CJ, gradient_CV = gradient_CV.tensor_split([own_NJD.shape[1]], dim=1)
+                own_gradient_NJD[part] = own_CJ[:, :, None] * states_ND[part, None]
+                states_gradient_ND[part] = torch.einsum("cj,cjd->cd", own_CJ, own_NJD[part])
+            gradient_CV = gradient_CV.to(dtype)
+            states_gradient_ND[part] += gradient_CV @ rounded_VD
             table_gradient_VD += gradient_CV.T @ rounded_ND[part]
-        ctx.save_for_backward(states_gradient_ND, table_gradient_VD)
+        ctx.save_for_backward(states_gradient_ND, table_gradient_VD, own_gradient_NJD)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):
-        states_gradient_ND, table_gradient_VD = ctx.saved_tensors
-        return states_gradient_ND * gradients[0], table_gradient_VD * gradients[0], None, None
+        states_ND, table_VD, own_NJD = (
+            None if gradient is None else gradient * gradients[0] for gradient in ctx.saved_tensors
+        )
+        return states_ND, table_VD, None, None, own_NJD, None
 
 
 def leave_out(scores_CV: Tensor, items_CM: Tensor, labels: Sequence[SoftLabels]) -> None:

@@ -8,6 +8,10 @@ from recsys import losses
 from recsys.train.config import has_compiler
 
 LOG = math.log
+COMPILED = [
+    False,
+    pytest.param(True, marks=pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")),
+]
 
 
 def test_softmax_cross_entropy_by_hand():
@@ -54,13 +58,7 @@ def test_temperature_softens_both_sides_and_keeps_the_scale():
     torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.parametrize(
-    "fused",
-    [
-        False,
-        pytest.param(True, marks=pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")),
-    ],
-)
+@pytest.mark.parametrize("fused", COMPILED)
 def test_chunks_change_neither_loss_nor_gradient(fused, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK", 7)
     states_ND, table_VD, targets_N, items_NK, teacher_NK = _random()
@@ -162,35 +160,73 @@ def test_smoothed_labels_are_a_mixture_with_the_uniform_distribution():
 
 
 def test_sampled_softmax_by_hand():
-    # Scores: target ln 3, negatives ln 2 (drawn with probability 1/4) and 0 (with 1/2), and the
-    # target itself, which does not count; corrected by M = 3 draws: 2/(3/4) and 1/(3/2).
-    loss = losses.sampled_softmax(
-        torch.ones(1, 1),
-        torch.tensor([[LOG(3)]]),
-        torch.tensor([[LOG(2)], [0.0], [LOG(3)]]),
-        torch.tensor([[False, False, True]]),
-        torch.tensor([LOG(0.25), LOG(0.5), LOG(0.25)]),
+    # Scores: target ln 3, of 4 draws one of ln 2 (probability 1/4), two of 0 (1/2), which have one
+    # column that counts, and the target itself, left out. Corrected: 2/(4/4) and 1/(4/2 / 2).
+    sample = losses.Sample(
+        torch.tensor([[[LOG(3)]]]),
+        torch.tensor([[LOG(2)], [0.0], [0.0], [LOG(3)]]),
+        losses.log_correction(
+            torch.tensor([0.25, 0.5, 0.5, 0.25], dtype=torch.float64), torch.tensor([1, 2, 0, 1])
+        ),
     )
-    assert loss.item() == pytest.approx(LOG((3 + 8 / 3 + 2 / 3) / 3))
+    loss = losses.sampled_softmax(torch.ones(1, 1), sample, torch.tensor([[4, 0]]))
+    assert loss.item() == pytest.approx(LOG((3 + 2 + 1) / 3))
 
 
 def test_the_sample_estimates_the_sum_over_the_catalogue_without_bias():
     states_ND, table_VD, _, _, _ = _random(num_positions=1, num_items=6)
     probability_V = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.15, 0.25])
 
-    def sum_of(negatives_M):
-        loss = losses.sampled_softmax(
-            states_ND,
-            table_VD[[2]],
-            table_VD[negatives_M],
-            (negatives_M == 2)[None],
-            probability_V[negatives_M].log(),
-        )
+    def sum_of(drawn_M):
+        times_M = torch.tensor([2, 0] if drawn_M[0] == drawn_M[1] else [1, 1])
+        correction_M = losses.log_correction(probability_V[drawn_M], times_M)
+        sample = losses.Sample(table_VD[[2]][None], table_VD[drawn_M], correction_M)
+        left_out_NM = torch.where(drawn_M == 2, torch.tensor([1, 2]), 0)[None]
+        loss = losses.sampled_softmax(states_ND, sample, left_out_NM)
         return (loss + (states_ND @ table_VD[2])[0]).exp()
 
     draws = torch.cartesian_prod(*[torch.arange(1, 6)] * 2)
     expected = sum(sum_of(draw) * probability_V[draw].prod() for draw in draws)
     torch.testing.assert_close(expected, (states_ND @ table_VD[1:].T).exp().sum())
+
+
+@pytest.mark.parametrize("fused", COMPILED)
+def test_a_sample_has_the_gradient_of_the_softmax_written_out(fused, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", 7)
+    states_ND, table_VD, targets_N, items_NK, teacher_NK = _random()
+    drawn_M = torch.tensor([3, 9, 17, 20])
+    correction_M = torch.tensor([0.5, -1.0, 0.0, 2.0])
+    columns_NK = torch.arange(1, 6).expand(len(targets_N), -1)
+    left_out_NM = torch.tensor([[0, 8]]).repeat(len(targets_N), 1)
+    own_NJ = torch.cat([targets_N[:, None], items_NK], dim=1)
+    states_ND.requires_grad_()
+    table_VD.requires_grad_()
+    own_NJD = table_VD[own_NJ]
+    with losses.compiled(fused):
+        sampled = losses.hard_and_soft_cross_entropy(
+            states_ND,
+            losses.Sample(own_NJD, table_VD[drawn_M], correction_M),
+            torch.zeros_like(targets_N),
+            columns_NK,
+            teacher_NK,
+            left_out_NM=left_out_NM,
+            soft_weight=0.3,
+            temperature=2.0,
+        )
+    scores_NC = torch.cat(
+        [(own_NJD @ states_ND[..., None])[..., 0], states_ND @ table_VD[drawn_M].T - correction_M],
+        dim=1,
+    )
+    scores_NC = torch.cat([scores_NC[:, :8], scores_NC[:, 9:]], dim=1)
+    hard = -scores_NC.log_softmax(dim=-1)[:, 0].sum()
+    soft = -(teacher_NK * (scores_NC / 2).log_softmax(dim=-1)[:, 1:6]).sum()
+    parameters = (states_ND, table_VD)
+    expected = 0.7 * hard + 0.3 * 4 * soft
+    torch.testing.assert_close(sampled, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(sampled, parameters, retain_graph=True),
+        torch.autograd.grad(expected, parameters),
+    )
 
 
 @pytest.mark.parametrize(("calibration", "power"), [(0.0, 1.0), (1.0, 0.5), (0.5, 0.75)])
@@ -200,7 +236,7 @@ def test_gbce_by_hand(calibration, power):
         torch.ones(1, 1),
         torch.tensor([[LOG(3)]]),
         torch.tensor([[LOG(3)], [0.0]]),
-        torch.tensor([[True, False]]),
+        torch.tensor([[0, 1]]),
         num_items=5,
         calibration=calibration,
     )
@@ -213,9 +249,9 @@ def test_gbce_by_hand(calibration, power):
 def test_gbce_leaves_scores_where_they_start_but_for_what_tells_items_apart(calibration):
     states_ND = torch.zeros(1, 1, requires_grad=True)
     vectors_MD = torch.ones(20, 1)  # all alike: there is nothing to learn
-    skipped_NM = torch.zeros(1, 20, dtype=torch.bool)
+    times_NM = torch.ones(1, 20)
     loss = losses.gbce(
-        states_ND, torch.ones(1, 1), vectors_MD, skipped_NM, num_items=100, calibration=calibration
+        states_ND, torch.ones(1, 1), vectors_MD, times_NM, num_items=100, calibration=calibration
     )
     loss.backward()
     assert states_ND.grad.item() == pytest.approx(0, abs=1e-6)

@@ -7,14 +7,17 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from recsys.config import require_at_least
 from recsys.data.batches import Batch
 from recsys.data.sequences import Dataset
 from recsys.losses import (
     PADDING,
+    Sample,
     SharedTable,
     gbce,
+    log_correction,
     sampled_softmax,
     smoothing,
     softmax_cross_entropy,
@@ -54,10 +57,80 @@ def seen_items(inputs: PackedRows) -> Tensor:
     return torch.where(before_BLL, inputs.items_BL[:, None, :], PADDING)
 
 
-def seen_among(inputs: PackedRows, items_M: Tensor) -> Tensor:
-    """Returns seen_BLM: whether each of some items is among `seen_items`."""
-    equal_BLM = inputs.items_BL[..., None] == items_M
-    return (causal_within(inputs.segments_BL).float() @ equal_BLM.float()).bool()
+class Drawn(NamedTuple):
+    """M items that were drawn, with replacement, to compete at every position."""
+
+    items_M: Tensor
+    times_M: Tensor
+    """How often an item was drawn, at its first place; 0 at its others."""
+    place_V: Tensor
+    """The place of each item of the catalogue, counted from 1; 0 for those that were not drawn."""
+    correction_M: Tensor
+    """As `log_correction` returns it."""
+
+
+class Sampler:
+    """Draws items by their count in training to a power; one more on the counts, so that all can
+    be drawn."""
+
+    def __init__(self, dataset: Path, power: float):
+        weights_V = (Dataset.open(dataset).item_counts_V + 1.0) ** power
+        weights_V[PADDING] = 0
+        self.probability_V = torch.from_numpy(weights_V / weights_V.sum())
+        self.cumulative_V = self.probability_V.cumsum(0)
+
+    def draw(self, count: int, device: torch.device) -> Drawn:
+        """Returns `count` items, by torch's random state."""
+        sums_M = torch.rand(count, dtype=torch.float64) * self.cumulative_V[-1]
+        items_M = torch.searchsorted(self.cumulative_V, sums_M, right=True)
+        place_V = torch.zeros(len(self.probability_V), dtype=torch.int64)
+        places_M = torch.arange(1, count + 1)
+        place_V.scatter_reduce_(0, items_M, places_M, "amin", include_self=False)
+        first_M = place_V[items_M] - 1
+        times_M = torch.bincount(first_M, minlength=count)
+        correction_M = log_correction(self.probability_V[items_M], times_M)
+        return Drawn(*(x.to(device) for x in (items_M, times_M, place_V, correction_M)))
+
+
+class Softmax(NamedTuple):
+    """What a position's target and other labels compete with, as `cross_entropy` takes it."""
+
+    table_VD: Tensor | SharedTable | Sample
+    targets_N: Tensor
+    """The targets' columns."""
+    items_NK: Tensor
+    """The other labels' columns."""
+    left_out_NM: Tensor | None
+
+
+def sampled(
+    model: SequenceModel,
+    drawn: Drawn,
+    targets_N: Tensor,
+    items_NK: Tensor,
+    seen_NL: Tensor | None,
+) -> Softmax:
+    """Returns the softmax over a position's target, its other labels and what is drawn for all.
+
+    No item is in it twice: what is drawn is left out where it is the position's own, and a label
+    that is the target has the target's column.
+
+    Args:
+        items_NK: labels besides the target, each another item.
+        seen_NL: items that take no part.
+    """
+    own_NJ = torch.cat([targets_N[:, None], items_NK], dim=1)
+    vectors = model.item_vectors(torch.cat([own_NJ.flatten(), drawn.items_M]))  # looked up at once
+    own_ND, drawn_MD = vectors.split([own_NJ.numel(), len(drawn.items_M)])
+    sample = Sample(own_ND.unflatten(0, own_NJ.shape), drawn_MD, drawn.correction_M)
+    competing_NM = own_NJ if seen_NL is None else torch.cat([own_NJ, seen_NL], dim=1)
+    place_NM = drawn.place_V[competing_NM]
+    columns_NM = torch.where(place_NM > 0, place_NM + items_NK.shape[1], 0)
+    columns_K = torch.arange(1, own_NJ.shape[1], device=items_NK.device)
+    is_target_NK = items_NK == targets_N[:, None]
+    left_out_NM = torch.cat([columns_NM, torch.where(is_target_NK, columns_K, 0)], dim=1)
+    labels_NK = torch.where(is_target_NK, 0, columns_K)
+    return Softmax(sample, torch.zeros_like(targets_N), labels_NK, left_out_NM)
 
 
 def next_item(model: SequenceModel, batch: TensorBatch) -> Tensor:
@@ -112,48 +185,40 @@ class NextItem:
         self.config, self.dataset = config, dataset.resolve()
 
     @cached_property
-    def probability_V(self) -> Tensor:
-        """The probability of each item to be drawn; one more on the counts, so that all can be."""
-        power = self.config.popularity_power if self.config.kind == "sampled-softmax" else 0.0
-        weights_V = (Dataset.open(self.dataset).item_counts_V + 1.0) ** power
-        weights_V[PADDING] = 0
-        return torch.from_numpy(weights_V / weights_V.sum())
+    def _sampler(self) -> Sampler:
+        is_softmax = self.config.kind == "sampled-softmax"
+        return Sampler(self.dataset, self.config.popularity_power if is_softmax else 0.0)
 
     def __call__(self, model: SequenceModel, batch: TensorBatch) -> Tensor:
         counted_BL = batch.targets_BL != PADDING
         states_ND = model.encode(batch.inputs).float()[counted_BL]
         targets_N = batch.targets_BL[counted_BL]
+        seen_NL = seen_items(batch.inputs)[counted_BL] if self.config.leave_out_seen else None
         if self.config.kind == "softmax":
             table_VD, share = model.item_table(), self.config.label_smoothing
-            left_out_NM = (
-                seen_items(batch.inputs)[counted_BL] if self.config.leave_out_seen else None
-            )
-            loss = softmax_cross_entropy(states_ND, table_VD, targets_N, left_out_NM)
+            loss = softmax_cross_entropy(states_ND, table_VD, targets_N, seen_NL)
             if not share:
                 return loss
             if isinstance(table_VD, SharedTable):
                 raise ValueError("label smoothing needs the whole table: leave it or sharded out")
             positives_ND = model.item_vectors(targets_N)
             return loss + share * smoothing(states_ND, table_VD, targets_N, positives_ND)
-        positives_ND = model.item_vectors(targets_N)
-        negatives_M = self._draw(self.config.num_negatives).to(targets_N.device)
-        skipped_NM = negatives_M == targets_N[:, None]
-        if self.config.leave_out_seen:
-            skipped_NM |= seen_among(batch.inputs, negatives_M)[counted_BL]
-        sample = (states_ND, positives_ND, model.item_vectors(negatives_M), skipped_NM)
+        drawn = self._sampler.draw(self.config.num_negatives, targets_N.device)
+        sample, _, _, left_out_NM = sampled(
+            model, drawn, targets_N, targets_N.new_empty(len(targets_N), 0), seen_NL
+        )
         if self.config.kind == "sampled-softmax":
-            log_probability_M = self.probability_V[negatives_M.cpu()].log().float()
-            return sampled_softmax(*sample, log_probability_M.to(targets_N.device))
-        num_items = len(self.probability_V) - 1
-        return gbce(*sample, num_items=num_items, calibration=self.config.calibration)
-
-    @cached_property
-    def _cumulative_V(self) -> Tensor:
-        return self.probability_V.cumsum(0)
-
-    def _draw(self, count: int) -> Tensor:
-        places_M = torch.rand(count, dtype=torch.float64) * self._cumulative_V[-1]
-        return torch.searchsorted(self._cumulative_V, places_M, right=True)
+            return sampled_softmax(states_ND, sample, left_out_NM)
+        times_NM = pad(drawn.times_M, (1, 0)).repeat(len(targets_N), 1)
+        times_NM = times_NM.scatter_(1, left_out_NM, 0)[:, 1:]
+        return gbce(
+            states_ND,
+            sample.own_NJD[:, 0],
+            sample.drawn_MD,
+            times_NM,
+            num_items=len(drawn.place_V) - 1,
+            calibration=self.config.calibration,
+        )
 
 
 def objective(config: LossConfig, dataset: Path) -> Objective:

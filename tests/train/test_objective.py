@@ -12,6 +12,7 @@ from recsys.train.fit import Task, fit
 from recsys.train.objective import (
     LossConfig,
     NextItem,
+    Sampler,
     next_item,
     objective,
     seen_items,
@@ -102,14 +103,18 @@ def test_every_loss_learns(config, dataset_directory, tmp_path):
 
 def test_items_are_drawn_by_their_count_to_the_power_and_padding_never(dataset, dataset_directory):
     torch.manual_seed(0)
-    for kind, power in (("sampled-softmax", 0.5), ("gbce", 0.0)):
-        drawn = NextItem(LossConfig(kind=kind), dataset_directory)._draw(200_000)
-        counts_V = torch.bincount(drawn, minlength=dataset.num_items_with_padding)
+    for power in (0.5, 0.0):
+        drawn = Sampler(dataset_directory, power).draw(200_000, torch.device("cpu"))
+        counts_V = torch.bincount(drawn.items_M, minlength=dataset.num_items_with_padding)
         weights_V = torch.from_numpy((dataset.item_counts_V + 1.0) ** power)
         weights_V[0] = 0
         expected_V = weights_V / weights_V.sum()
         torch.testing.assert_close(counts_V / 200_000, expected_V.float(), atol=0.005, rtol=0)
         assert counts_V[0] == 0
+        first_M = drawn.place_V[drawn.items_M] - 1
+        assert torch.equal(drawn.items_M[first_M], drawn.items_M)
+        assert torch.equal(drawn.times_M[first_M], counts_V[drawn.items_M])
+        assert drawn.times_M.sum() == 200_000
 
 
 @pytest.mark.parametrize(
