@@ -130,7 +130,7 @@ def _recovery(job: Compress, train: TrainConfig, directory: Path) -> Recover:
     source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
     return recovery(
         job.dataset,
-        Distillation(source, job.distill),
+        Distillation(source, job.distill, job.dataset),
         train,
         directory,
         partial(train_on, num_workers=job.num_workers),

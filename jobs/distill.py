@@ -127,7 +127,7 @@ def _distill(job: Distill, directory: Path, made_from: Mapping[str, Path]) -> No
         dataset=job.dataset,
         model=job.model,
         train=job.train,
-        objective=Distillation(source, job.distill),
+        objective=Distillation(source, job.distill, job.dataset),
         initial=initial,
     )
     origin = _origin(made_from, job.distill.leave_out_seen)

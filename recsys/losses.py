@@ -68,7 +68,7 @@ def softmax_cross_entropy(
 
 def hard_and_soft_cross_entropy(
     states_ND: Tensor,
-    table_VD: Tensor | SharedTable,
+    table_VD: Tensor | SharedTable | Sample,
     targets_N: Tensor,
     teacher_items_NK: Tensor,
     teacher_NK: Tensor,
@@ -231,13 +231,12 @@ class _CrossEntropy(torch.autograd.Function):
         rounded_ND, rounded_VD = states_ND.to(dtype), table_VD.to(dtype)
         total = states_ND.new_zeros(())
         states_gradient_ND, table_gradient_VD = map(torch.zeros_like, (states_ND, table_VD))
-        own_gradient_NJD = None if own_NJD is None else torch.empty_like(own_NJD)
+        own = None if own_NJD is None or correction_V is None else _Own(own_NJD, correction_V)
         for at in range(0, len(states_ND), CHUNK):
             part = slice(at, at + CHUNK)
             scores_CV = rounded_ND[part] @ rounded_VD.T
-            if own_NJD is not None:
-                own_CJ = torch.einsum("cd,cjd->cj", states_ND[part], own_NJD[part])
-                scores_CV = torch.cat([own_CJ, scores_CV - correction_V], dim=1)
+            if own:
+                scores_CV = own.join(states_ND, part, scores_CV)
             chunk = [SoftLabels(i[part], w[part], temperature) for i, w, temperature in labels]
             if left_out_NM is not None:
                 leave_out(scores_CV, left_out_NM[part], chunk)
@@ -254,13 +253,12 @@ class _CrossEntropy(torch.autograd.Function):
                 )
                 total += loss
             gradient_CV = reduce(Tensor.add_, gradients_CV)
-            if own_NJD is not None:
-                own_CJ, gradient_CV = gradient_CV.tensor_split([own_NJD.shape[1]], dim=1)
-                own_gradient_NJD[part] = own_CJ[:, :, None] * states_ND[part, None]
-                states_gradient_ND[part] = torch.einsum("cj,cjd->cd", own_CJ, own_NJD[part])
+            if own:
+                gradient_CV, states_gradient_ND[part] = own.part(states_ND, part, gradient_CV)
             gradient_CV = gradient_CV.to(dtype)
             states_gradient_ND[part] += gradient_CV @ rounded_VD
             table_gradient_VD += gradient_CV.T @ rounded_ND[part]
+        own_gradient_NJD = own.gradient_NJD if own else None
         ctx.save_for_backward(states_gradient_ND, table_gradient_VD, own_gradient_NJD)
         return total
 
@@ -270,6 +268,25 @@ class _CrossEntropy(torch.autograd.Function):
             None if gradient is None else gradient * gradients[0] for gradient in ctx.saved_tensors
         )
         return states_ND, table_VD, None, None, own_NJD, None
+
+
+class _Own:
+    """The items of a `Sample` that each position has for itself, and their gradient."""
+
+    def __init__(self, own_NJD: Tensor, correction_M: Tensor):
+        self.own_NJD, self.correction_M = own_NJD, correction_M
+        self.gradient_NJD = torch.empty_like(own_NJD)
+
+    def join(self, states_ND: Tensor, chunk: slice, scores_CM: Tensor) -> Tensor:
+        """Returns a chunk's scores of them and, corrected, of the drawn items."""
+        own_CJ = torch.einsum("cd,cjd->cj", states_ND[chunk], self.own_NJD[chunk])
+        return torch.cat([own_CJ, scores_CM - self.correction_M], dim=1)
+
+    def part(self, states_ND: Tensor, chunk: slice, gradient_CS: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps their gradient; returns that of the drawn items' scores, and their states'."""
+        own_CJ, drawn_CM = gradient_CS.tensor_split([self.own_NJD.shape[1]], dim=1)
+        self.gradient_NJD[chunk] = own_CJ[:, :, None] * states_ND[chunk, None]
+        return drawn_CM, torch.einsum("cj,cjd->cd", own_CJ, self.own_NJD[chunk])
 
 
 def leave_out(scores_CV: Tensor, items_CM: Tensor, labels: Sequence[SoftLabels]) -> None:

@@ -8,21 +8,24 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from recsys.config import require_at_least
 from recsys.distill import losses
 from recsys.distill.answers import CHUNK, Answers, LiveTeacher, TargetsConfig, Teacher
 from recsys.distill.targets import Targets, kept
 from recsys.losses import (
     LEFT_OUT,
     PADDING,
+    Sample,
     SharedTable,
     SoftLabels,
     cross_entropy,
     hard_and_soft_cross_entropy,
 )
 from recsys.models.interface import SequenceModel
-from recsys.train.objective import TensorBatch, seen_items
+from recsys.train.objective import Drawn, Sampler, TensorBatch, sampled, seen_items
 
 NUM_RELATED = 512  # items of a batch whose cosines are compared
+POPULARITY_POWER = 0.5  # items stand for the catalogue by their count to this power
 NUM_OWN = 10  # best items of the student in the union with the teacher's
 
 Soft = Literal[
@@ -37,6 +40,7 @@ Soft = Literal[
     "decoupled",
 ]
 NEEDS_SAMPLE = ("probabilities", "binary", "relaxed-ranking")
+NEED_CATALOGUE = ("probabilities", "union")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +72,13 @@ class DistillConfig:
     """Weight of keeping the cosines between items."""
     leave_out_seen: bool = True
     """Whether the student's distribution is over what is new to the user; as with the targets."""
+    num_negatives: int | None = None
+    """Items, drawn for a batch by the square root of their count, that stand for the catalogue in
+    the student's softmax, beside the target and the teacher's list; none for the whole catalogue.
+    For catalogues of a hundred thousand items and more."""
 
     def __post_init__(self) -> None:
+        require_at_least(1, num_negatives=self.num_negatives)
         for name in ("soft_weight", "soft_weight_at_end"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -78,6 +87,8 @@ class DistillConfig:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
         if self.soft == "probabilities" and self.temperature != 1:
             raise ValueError("probabilities as they are have temperature 1: take kl for another")
+        if self.soft in NEED_CATALOGUE and self.num_negatives:
+            raise ValueError(f"{self.soft} is over the whole catalogue: leave num_negatives out")
         for name in ("others_weight", "hint_weight", "contrast_weight", "relation_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
@@ -117,17 +128,48 @@ class DistillConfig:
             )
 
 
-class _Positions(NamedTuple):
+class _Softmax(NamedTuple):
+    """A softmax as `cross_entropy` takes it."""
+
+    table_VD: Tensor | SharedTable | Sample
+    targets_N: Tensor
+    """Columns of the targets."""
+    items_NK: Tensor
+    """Columns of other labels."""
+    left_out_NM: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Positions:
     """What is known at the N training positions of a batch."""
 
     model: SequenceModel
-    table_VD: Tensor | SharedTable
-    """The student's item table."""
     states_ND: Tensor
     """The student's states."""
     targets_N: Tensor
     seen_NL: Tensor | None
     answers: Answers
+    drawn: Drawn | None
+    """What stands for the catalogue, if not all of it does."""
+
+    @cached_property
+    def table_VD(self) -> Tensor | SharedTable:
+        """The student's item table."""
+        return self.model.item_table()
+
+    @property
+    def num_items(self) -> int:
+        """Items of the catalogue."""
+        return len(self.table_VD if self.drawn is None else self.drawn.place_V) - 1
+
+    def softmax(self, items_NK: Tensor) -> _Softmax:
+        """Returns what the target and some items compete with."""
+        if self.drawn is None:
+            return _Softmax(self.table_VD, self.targets_N, items_NK, self.seen_NL)
+        sample, columns_NK, left_out_NM = sampled(
+            self.model, self.drawn, self.targets_N, items_NK, self.seen_NL
+        )
+        return _Softmax(sample, torch.zeros_like(self.targets_N), columns_NK, left_out_NM)
 
     def scores(self, items_NK: Tensor) -> Tensor:
         """Returns the student's scores of some items."""
@@ -142,11 +184,14 @@ class _Positions(NamedTuple):
 class Distillation:
     """An `Objective` that asks a teacher, who has spoken or speaks in every batch."""
 
-    def __init__(self, source: Path | LiveTeacher, config: DistillConfig):
+    def __init__(
+        self, source: Path | LiveTeacher, config: DistillConfig, dataset: Path | None = None
+    ):
         """Prepares for asking.
 
         Args:
             source: the directory of targets, or a teacher.
+            dataset: what is trained on; needed for `num_negatives` only.
 
         Raises:
             ValueError: the answers do not hold what the loss reads.
@@ -154,6 +199,7 @@ class Distillation:
         config.require(source.config if isinstance(source, LiveTeacher) else kept(source))
         # Absolute: workers start in a directory of their own.
         self.source = source.resolve() if isinstance(source, Path) else source
+        self.dataset = dataset and dataset.resolve()
         self.config = config
 
     @cached_property
@@ -164,19 +210,26 @@ class Distillation:
         return Targets(self.source, unread=self.config.unread)
 
     @cached_property
+    def _sampler(self) -> Sampler:
+        if self.dataset is None:
+            raise TypeError("a sample of items is drawn by their counts in a dataset")
+        return Sampler(self.dataset, POPULARITY_POWER)
+
+    @cached_property
     def _item_vectors(self) -> Tensor:
         return self.teacher.item_vectors()
 
     def __call__(self, model: SequenceModel, batch: TensorBatch) -> Tensor:
         asked_BL = batch.rows_BL >= 0
         states_ND = model.encode(batch.inputs).float()[asked_BL]
+        count = self.config.num_negatives
         at = _Positions(
             model,
-            model.item_table(),
             states_ND,
             batch.targets_BL[asked_BL],
             seen_items(batch.inputs)[asked_BL] if self.config.leave_out_seen else None,
             self.teacher.answers(batch),
+            self._sampler.draw(count, states_ND.device) if count else None,
         )
         return self._labels(at, batch.progress) + self._vectors(at)
 
@@ -194,19 +247,21 @@ class Distillation:
         """Returns the loss of hard and soft labels."""
         config, weight_N1 = self.config, self._soft_weight(at.answers, progress)
         if config.soft in ("kl", "probabilities"):
-            items, shares = _distribution(at.answers, config, len(at.table_VD))
+            items_NJ, shares_NJ = _distribution(at, config)
+            softmax = at.softmax(items_NJ)
             return hard_and_soft_cross_entropy(
                 at.states_ND,
-                at.table_VD,
-                at.targets_N,
-                items,
-                shares,
-                left_out_NM=at.seen_NL,
+                softmax.table_VD,
+                softmax.targets_N,
+                softmax.items_NK,
+                shares_NJ,
+                left_out_NM=softmax.left_out_NM,
                 soft_weight=weight_N1,
                 temperature=config.temperature,
             )
-        hard = SoftLabels(at.targets_N[:, None], 1 - weight_N1)
-        hard_loss = cross_entropy(at.states_ND, at.table_VD, [hard], at.seen_NL)
+        softmax = at.softmax(at.answers.items_NK[:, :0])
+        hard = SoftLabels(softmax.targets_N[:, None], 1 - weight_N1)
+        hard_loss = cross_entropy(at.states_ND, softmax.table_VD, [hard], softmax.left_out_NM)
         return hard_loss + (weight_N1[:, 0] * self._listed(at)).sum()
 
     def _listed(self, at: _Positions) -> Tensor:
@@ -225,7 +280,7 @@ class Distillation:
             case "binary":
                 student_NJ = torch.cat([student_NK, at.sampled_scores()], dim=1)
                 labels_NJ = torch.cat([teacher_NK, answers.sampled_logs_NM], dim=1).exp()
-                return losses.binary(student_NJ, labels_NJ, num_items=len(at.table_VD) - 1)
+                return losses.binary(student_NJ, labels_NJ, num_items=at.num_items)
             case "decoupled":
                 is_target_NK = items_NK == at.targets_N[:, None]
                 return losses.decoupled(
@@ -240,7 +295,7 @@ class Distillation:
                 own_NJ = _own_best(at)
                 known_NJ = (own_NJ[:, :, None] == items_NK[:, None]).any(dim=-1)
                 rest_N = (1 - teacher_NK.exp().sum(dim=-1)).clamp_min(1e-6)
-                rest_N = (rest_N / (len(at.table_VD) - 1 - items_NK.shape[1])).log()
+                rest_N = (rest_N / (at.num_items - items_NK.shape[1])).log()
                 return losses.union(student_NK, teacher_NK, at.scores(own_NJ), known_NJ, rest_N)
             case _:
                 raise AssertionError(f"{config.soft} is not about listed items only")
@@ -264,15 +319,16 @@ class Distillation:
         return loss
 
 
-def _distribution(answers: Answers, config: DistillConfig, num_rows: int) -> tuple[Tensor, Tensor]:
+def _distribution(at: _Positions, config: DistillConfig) -> tuple[Tensor, Tensor]:
     """Returns items and the teacher's probabilities of them.
 
     A sampled item stands for all that could have been drawn in its place, so that a sum over the
     sample is on average that over the catalogue, but for what is listed anyway.
     """
+    answers = at.answers
     if config.soft == "kl":
         return answers.items_NK, (answers.logs_NK / config.temperature).softmax(dim=-1)
-    stands_for = (num_rows - 1) / answers.sampled_NM.shape[1]
+    stands_for = at.num_items / answers.sampled_NM.shape[1]
     shares_NJ = [answers.logs_NK.exp(), answers.sampled_logs_NM.exp() * stands_for]
     # What does not count must not be a label, which would bring seen items back.
     masked_NM = answers.sampled_logs_NM.isneginf()

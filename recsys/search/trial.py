@@ -92,7 +92,7 @@ def _build(point: Point, material: Material, directory: Path) -> dict[str, Any]:
     started = time.perf_counter()
     checkpoints = directory / CHECKPOINTS
     checkpoints.mkdir(exist_ok=True)
-    objective = Distillation(material.teacher, point.distill)
+    objective = Distillation(material.teacher, point.distill, material.dataset)
     initial, _ = write_initial(
         material.start, material.start_from, point.model, dataset, checkpoints
     )

@@ -92,28 +92,18 @@ class Sampler:
         return Drawn(*(x.to(device) for x in (items_M, times_M, place_V, correction_M)))
 
 
-class Softmax(NamedTuple):
-    """What a position's target and other labels compete with, as `cross_entropy` takes it."""
-
-    table_VD: Tensor | SharedTable | Sample
-    targets_N: Tensor
-    """The targets' columns."""
-    items_NK: Tensor
-    """The other labels' columns."""
-    left_out_NM: Tensor | None
-
-
 def sampled(
     model: SequenceModel,
     drawn: Drawn,
     targets_N: Tensor,
     items_NK: Tensor,
     seen_NL: Tensor | None,
-) -> Softmax:
-    """Returns the softmax over a position's target, its other labels and what is drawn for all.
+) -> tuple[Sample, Tensor, Tensor]:
+    """Returns what stands for the catalogue: a position's target, in column 0, its other labels and
+    what is drawn for all; the columns of the other labels, NK; and those to leave out.
 
-    No item is in it twice: what is drawn is left out where it is the position's own, and a label
-    that is the target has the target's column.
+    No item counts twice: what is drawn is left out where it is the position's own, and a label that
+    is the target has the target's column.
 
     Args:
         items_NK: labels besides the target, each another item.
@@ -130,7 +120,7 @@ def sampled(
     is_target_NK = items_NK == targets_N[:, None]
     left_out_NM = torch.cat([columns_NM, torch.where(is_target_NK, columns_K, 0)], dim=1)
     labels_NK = torch.where(is_target_NK, 0, columns_K)
-    return Softmax(sample, torch.zeros_like(targets_N), labels_NK, left_out_NM)
+    return sample, labels_NK, left_out_NM
 
 
 def next_item(model: SequenceModel, batch: TensorBatch) -> Tensor:
@@ -204,9 +194,8 @@ class NextItem:
             positives_ND = model.item_vectors(targets_N)
             return loss + share * smoothing(states_ND, table_VD, targets_N, positives_ND)
         drawn = self._sampler.draw(self.config.num_negatives, targets_N.device)
-        sample, _, _, left_out_NM = sampled(
-            model, drawn, targets_N, targets_N.new_empty(len(targets_N), 0), seen_NL
-        )
+        no_others_NK = targets_N.new_empty(len(targets_N), 0)
+        sample, _, left_out_NM = sampled(model, drawn, targets_N, no_others_NK, seen_NL)
         if self.config.kind == "sampled-softmax":
             return sampled_softmax(states_ND, sample, left_out_NM)
         times_NM = pad(drawn.times_M, (1, 0)).repeat(len(targets_N), 1)

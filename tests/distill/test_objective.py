@@ -8,7 +8,7 @@ import torch
 from recsys.checkpoint import Origin
 from recsys.data.batches import Batches, empty_batch
 from recsys.distill.answers import Answers, LiveTeacher, TargetsConfig
-from recsys.distill.objective import NEEDS_SAMPLE, Distillation, DistillConfig, Soft
+from recsys.distill.objective import NEED_CATALOGUE, NEEDS_SAMPLE, Distillation, DistillConfig, Soft
 from recsys.distill.targets import Targets
 from recsys.models import TransformerConfig, build, save
 from recsys.train.objective import to_tensors
@@ -99,6 +99,36 @@ def test_with_no_weight_only_the_log_is_learned(directory, batch, student, soft)
     torch.testing.assert_close(loss, plain)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("soft", sorted(set(KINDS) - set(NEED_CATALOGUE)))
+def test_a_large_sample_gives_the_loss_over_the_catalogue(
+    dataset_directory, directory, batch, student, soft, temperature
+):
+    config = DistillConfig(soft=soft, soft_weight=0.5, temperature=temperature)
+    expected = Distillation(directory / "targets", config)(student, batch)
+    many = replace(config, num_negatives=100_000)
+    loss = Distillation(directory / "targets", many, dataset_directory)(student, batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-2, atol=0)
+
+
+def test_from_a_sample_a_student_learns_what_the_teacher_would_recommend(
+    dataset_directory, directory, batch, student
+):
+    answers = Targets(directory / "targets").answers(batch)
+    start = agreement(student, batch, answers)
+    config = DistillConfig(num_negatives=8)
+    fit(student, Distillation(directory / "targets", config, dataset_directory), batch)
+    end = agreement(student, batch, answers)
+    assert end[0] > start[0] + 0.03
+    assert end[1] > start[1] + 0.3
+
+
+@pytest.mark.parametrize("soft", NEED_CATALOGUE)
+def test_what_is_over_the_whole_catalogue_takes_no_sample(soft):
+    with pytest.raises(ValueError, match="whole catalogue: leave num_negatives out"):
+        DistillConfig(soft=soft, num_negatives=8)
+
+
 @pytest.mark.parametrize("weight", ["hint_weight", "contrast_weight", "relation_weight"])
 def test_vectors_are_matched_on_top_of_labels(directory, batch, student, weight):
     plain, matched = (
@@ -112,12 +142,16 @@ def test_vectors_are_matched_on_top_of_labels(directory, batch, student, weight)
     assert extra[1] < extra[0]
 
 
-@pytest.mark.parametrize("soft", KINDS)
-def test_a_share_of_a_batch_that_is_all_padding_has_no_loss(dataset, directory, student, soft):
+@pytest.mark.parametrize(
+    "settings", [*({"soft": soft} for soft in KINDS), {"num_negatives": 8}], ids=str
+)
+def test_a_share_of_a_batch_that_is_all_padding_has_no_loss(
+    dataset_directory, directory, student, settings
+):
     """As a worker gets where an epoch's last batch has fewer rows than there are workers."""
     batch = to_tensors(empty_batch(2, 20), torch.device("cpu"))
-    config = DistillConfig(soft=soft, hint_weight=1, contrast_weight=1, relation_weight=1)
-    loss = Distillation(directory / "targets", config)(student, batch)
+    config = DistillConfig(**settings, hint_weight=1, contrast_weight=1, relation_weight=1)
+    loss = Distillation(directory / "targets", config, dataset_directory)(student, batch)
     loss.backward()
     assert loss.item() == 0
     assert all((p.grad == 0).all() for p in student.parameters() if p.grad is not None)
@@ -221,7 +255,7 @@ def test_the_students_own_favourites_are_what_it_would_recommend(dataset, studen
     states_ND = student.encode(batch.inputs)[asked]
     seen_NL = seen_items(batch.inputs)[asked]
     targets_N, no_answers = batch.targets_BL[asked], Answers(*[torch.empty(0)] * 6)
-    at = _Positions(student, student.item_table(), states_ND, targets_N, seen_NL, no_answers)
+    at = _Positions(student, states_ND, targets_N, seen_NL, no_answers, None)
     found_NJ = _own_best(at).numpy()
     scores_NV = (states_ND @ student.item_table().T).detach().numpy()
     for own_J, scores_V, seen_L in zip(found_NJ, scores_NV, seen_NL.numpy(), strict=True):
