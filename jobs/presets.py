@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from jobs.recipes import RecipeFlag
-from recsys.compress import Quantize
+from recsys.compress import CodebookItems, Quantize
 from recsys.compress.shrink import Start
 from recsys.data.schema import PrepareConfig
 from recsys.distill.answers import TargetsConfig
@@ -184,16 +184,26 @@ YELP = replace(
 AMAZON_MULTI = Preset(
     description="Six Amazon shops in one: 125 thousand items.",
     prepare=PrepareConfig(source="log"),
-    teacher=TransformerConfig(max_length=50, dropout=0.3),
-    train=TrainConfig(epochs=20, batch_rows=64, learning_rate=1e-3, num_threads=1, compile=True),
-    loss=LossConfig(kind="sampled-softmax"),
+    teacher=AMAZON_BEAUTY.teacher,
+    train=TrainConfig(
+        epochs=16,
+        batch_rows=64,
+        learning_rate=2e-3,
+        ema=0.999,
+        evaluate_every=4,
+        num_threads=1,
+        compile=True,
+    ),
+    loss=LossConfig(kind="sampled-softmax", num_negatives=4096),
     student=TransformerConfig(
-        width=32, num_layers=1, num_heads=1, feed_forward_width=64, max_length=50, item_rank=16
+        width=64, num_layers=1, num_heads=2, feed_forward_width=128, max_length=50, dropout=0.3
     ),
+    distill=DistillConfig(num_negatives=4096),
     train_student=TrainConfig(
-        epochs=20, batch_rows=64, learning_rate=2e-3, num_threads=1, compile=True
+        epochs=8, batch_rows=64, learning_rate=4e-3, evaluate_every=4, num_threads=1, compile=True
     ),
-    search=SearchConfig(item_codes=(0, 8)),
+    recipe=(CodebookItems(codes=16), Quantize()),
+    search=SearchConfig(item_codes=(8, 16)),
 )
 
 PRESETS = {

@@ -1,4 +1,4 @@
-"""A small dataset with something to learn, and Ray started once."""
+"""A small dataset with something to learn, and Ray started once in a test process."""
 
 import os
 import shutil

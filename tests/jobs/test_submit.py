@@ -106,7 +106,7 @@ def documented_line() -> str:
 
 
 def wait_for_dashboard(address: str, process: subprocess.Popen, log: Path) -> None:
-    for _ in range(480):
+    for _ in range(960):
         assert process.poll() is None, log.read_text()
         try:
             # Any answer will do: without the token it is a refusal.
@@ -114,7 +114,7 @@ def wait_for_dashboard(address: str, process: subprocess.Popen, log: Path) -> No
             return
         except httpx.TransportError:
             time.sleep(0.25)
-    pytest.fail(f"no dashboard after two minutes: {log.read_text()}")
+    pytest.fail(f"no dashboard after four minutes: {log.read_text()}")
 
 
 def start(environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
