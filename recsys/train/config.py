@@ -79,8 +79,6 @@ class TrainConfig:
             raise ValueError(f"ema must be between 0 and 1, not {self.ema}")
         if self.sharded and self.compile:
             raise ValueError("sharded training cannot be compiled: leave one of the two out")
-        if self.sharded and self.ema:
-            raise ValueError("sharded training keeps no averages: leave sharded or ema out")
         if not 0 <= self.seed < 2**23:
             raise ValueError(f"seed must be in [0, 2^23), not {self.seed}")
 

@@ -211,16 +211,20 @@ class _Run:
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
         """Lends the model the averages for as long as it is measured."""
-        weights = [p.data for p in self.model.parameters()]
-        for parameter, average in zip(
-            self.model.parameters(), self.average or weights, strict=True
-        ):
-            parameter.data = average
+        self._swap_averages()
         try:
             yield
         finally:
-            for parameter, weight in zip(self.model.parameters(), weights, strict=True):
-                parameter.data = weight
+            self._swap_averages()
+
+    def _swap_averages(self) -> None:
+        # In place: a sharded weight is known by its memory.
+        if self.average:
+            for average, parameter in zip(self.average, self.model.parameters(), strict=True):
+                weight = parameter.detach()
+                before = weight.clone()
+                weight.copy_(average)
+                average.copy_(before)
 
     def _schedule(self) -> float:
         warmup = max(1, round(self.config.warmup * self.total_steps))

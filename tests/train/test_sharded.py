@@ -39,13 +39,17 @@ CONFIG = TrainConfig(
     learning_rate=1e-2,
     checkpoint_every=3,
     clip_norm=0.3,
+    ema=0.8,
     bfloat16=False,
     matmul_precision="highest",
     sharded=True,
 )
 
 
-SOFTS = [DistillConfig(soft=soft) for soft in ("kl", "probabilities", "decoupled")]
+SOFTS = [
+    *(DistillConfig(soft=soft) for soft in ("kl", "probabilities", "decoupled")),
+    DistillConfig(num_negatives=16),
+]
 
 
 class Killed(Exception):
@@ -123,12 +127,17 @@ def check_distillation(rank, dataset_directory, targets):
     )
     torch.manual_seed(0)
     model = build(MODEL, dataset.num_items_with_padding)
-    expected = {soft: Distillation(targets, soft)(model, batch) for soft in SOFTS}
+
+    def loss_of(soft, batch):
+        torch.manual_seed(0)
+        return Distillation(targets, soft, dataset_directory)(model, batch).detach()
+
+    expected = {soft: loss_of(soft, batch) for soft in SOFTS}
     shard(model, CPU)
     for soft, loss in expected.items():
-        share = Distillation(targets, soft)(model, part).detach()
+        share = loss_of(soft, part)
         dist.all_reduce(share)
-        torch.testing.assert_close(share, loss.detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(share, loss, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="leave it or sharded out"):
         Distillation(targets, DistillConfig(soft="union"))(model, part)
 
