@@ -191,6 +191,7 @@ AMAZON_MULTI = Preset(
         learning_rate=2e-3,
         ema=0.999,
         evaluate_every=4,
+        validation_users=20_000,
         num_threads=1,
         compile=True,
     ),
@@ -200,7 +201,13 @@ AMAZON_MULTI = Preset(
     ),
     distill=DistillConfig(num_negatives=4096),
     train_student=TrainConfig(
-        epochs=8, batch_rows=64, learning_rate=4e-3, evaluate_every=4, num_threads=1, compile=True
+        epochs=8,
+        batch_rows=64,
+        learning_rate=4e-3,
+        evaluate_every=4,
+        validation_users=20_000,
+        num_threads=1,
+        compile=True,
     ),
     recipe=(CodebookItems(codes=16), Quantize()),
     search=SearchConfig(item_codes=(8, 16)),

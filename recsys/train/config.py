@@ -37,6 +37,9 @@ class TrainConfig:
     kept; none for the weights themselves."""
     evaluate_every: int = 1
     """Epochs between validations."""
+    validation_users: int | None = None
+    """Users that validations rank at most, always the same; none for all. For large logs: what is
+    reported at the end is of all users."""
     patience: int = 5
     """Validations without a better NDCG@10 after which training stops."""
     checkpoint_every: int = 200
@@ -67,6 +70,7 @@ class TrainConfig:
             batch_rows=self.batch_rows,
             row_length=self.row_length,
             evaluate_every=self.evaluate_every,
+            validation_users=self.validation_users,
             patience=self.patience,
             checkpoint_every=self.checkpoint_every,
             num_threads=self.num_threads,

@@ -1,5 +1,6 @@
 """One training task from end to end, as a value that can be sent to workers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,9 @@ def fit(
         dataset,
         task.train,
         objective=task.objective,
-        validate=lambda model: validation_ndcg(model, dataset, workers, sharded),
+        validate=lambda model: validation_ndcg(
+            model, dataset, workers, sharded, task.train.validation_users
+        ),
         checkpoints=checkpoints,
         workers=workers,
         bar=bar,
@@ -156,12 +159,18 @@ def validation_ndcg(
     dataset: Dataset,
     workers: Workers = Workers(),  # noqa: B008
     sharded: bool = False,
+    most_users: int | None = None,
 ) -> float:
     """Returns NDCG@10 on the validation targets, over the whole catalogue; 0 without any.
 
     Each worker ranks its share of the users; of a sharded model no worker needs the whole.
+
+    Args:
+        most_users: how many users count at most, taken evenly from all; none for all.
     """
-    part = (workers.rank, workers.world_size)
+    users_U, _ = dataset.targets("validation")
+    every = math.ceil(len(users_U) / most_users) if most_users and len(users_U) else 1
+    part = (workers.rank * every, workers.world_size * every)
     if sharded:
         from recsys.train.sharded import rank_sharded
 

@@ -1,15 +1,18 @@
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from recsys.evaluate.metrics import ndcg
+from recsys.evaluate.ranking import rank_targets
 from recsys.models import TransformerConfig, build
 from recsys.models.interface import torch_scorer
 from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit, validation_ndcg
-from recsys.train.loop import train
+from recsys.train.loop import Workers, train
 from recsys.train.objective import next_item
 
 MODEL = TransformerConfig(
@@ -67,6 +70,22 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(dataset, survi
     assert history == expected_history
     for name, weight in resumed.state_dict().items():
         assert torch.equal(weight, expected.state_dict()[name]), name
+
+
+def test_a_validation_of_some_users_is_of_the_same_ones_whatever_the_workers(dataset, monkeypatch):
+    torch.manual_seed(0)
+    model = build(MODEL, dataset.num_items_with_padding)
+    users_U, _ = dataset.targets("validation")
+    ranking = rank_targets(torch_scorer(model), dataset, "validation")
+    expected = ndcg(ranking.ranks_U, 10)[:: math.ceil(len(users_U) / 7)]
+    assert 1 < len(expected) <= 7
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sums)  # each worker's own
+    of_all = validation_ndcg(model, dataset, most_users=7)
+    assert of_all == pytest.approx(expected.mean())
+    for rank in range(2):
+        workers = Workers(rank=rank, world_size=2)
+        share = validation_ndcg(model, dataset, workers, most_users=7)
+        assert share == pytest.approx(expected[rank::2].mean())
 
 
 def test_checkpoints_are_written_in_the_middle_of_an_epoch(dataset):
@@ -176,6 +195,7 @@ def test_fit_goes_on_from_its_file(dataset_directory, dataset, tmp_path):
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
         ({"batch_rows": 0}, "batch_rows must be at least 1"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
+        ({"validation_users": 0}, "validation_users must be at least 1"),
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
         ({"row_length": -1}, "row_length must be at least 1"),
         ({"learning_rate": 0.0}, "must be positive"),
