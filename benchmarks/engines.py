@@ -4,7 +4,8 @@ From histories to the ten best new items, end to end, of a transformer with rand
 catalogues of four sizes; `--model small` is one as small as students of large catalogues are. Each
 engine loads in a process of its own (`benchmarks.systems.answer`). PyTorch's engines and OpenVINO
 have the same fp32 weights as ONNX Runtime, whose lists theirs are compared with; OpenVINO is from
-PyPI, in the environment of this process. Rows go to benchmarks/results/engines.json; `--readme`
+PyPI, in the environment of this process. ONNX Runtime's own quantisers stand beside ours, which
+leave activations in fp32. Rows go to benchmarks/results/engines.json; `--readme`
 writes the table between the markers `engines` of the README.
 """
 
@@ -16,10 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
 from benchmarks.command import command
@@ -43,10 +45,14 @@ MODELS: dict[Model, TransformerConfig] = {
     "small": SMALL,
     "small-of-codes": replace(SMALL, item_codes=8),
 }
-CONTENDERS: dict[str, tuple[str, Precision]] = {
+Own = Literal["dynamic-int8", "static-int8"]
+"""Activations in eight bits, too: by what each batch holds, or by what a sample of them held."""
+CONTENDERS: dict[str, tuple[str, Precision | Own]] = {
     "ONNX Runtime, fp32": ("onnxruntime", "float32"),
     "ONNX Runtime, int8": ("onnxruntime", "int8"),
     "ONNX Runtime, int4": ("onnxruntime", "int4"),
+    "ONNX Runtime's dynamic int8": ("onnxruntime", "dynamic-int8"),
+    "ONNX Runtime's static int8": ("onnxruntime", "static-int8"),
     "OpenVINO, fp32": ("openvino", "float32"),
     "OpenVINO, bf16": ("openvino-bf16", "float32"),
     "AOTInductor, fp32": ("aot-inductor", "float32"),
@@ -54,6 +60,7 @@ CONTENDERS: dict[str, tuple[str, Precision]] = {
     "PyTorch, fp32": ("eager", "float32"),
 }
 REFERENCE = "ONNX Runtime, fp32"
+CALIBRATION_BATCHES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +139,14 @@ def config_of(directory: Path) -> TransformerConfig:
     return from_json(TransformerConfig, read_json(directory / CONFIG))
 
 
-def loadable(directory: Path, engine: str, precision: Precision) -> Path:
+def loadable(directory: Path, engine: str, precision: Precision | Own) -> Path:
     """Returns what an engine loads of the model, made where it is missing."""
     match engine:
         case "onnxruntime":
-            return _made(directory / f"{precision}-{GRAPH}", partial(_onnx, precision=precision))
+            path = directory / f"{precision}-{GRAPH}"
+            if precision == "dynamic-int8" or precision == "static-int8":
+                return _made(path, partial(_own_int8, kind=precision))
+            return _made(path, partial(_onnx, precision=precision))
         case "openvino" | "openvino-bf16":
             return _made(directory / "model.xml", _openvino)
         case "aot-inductor":
@@ -154,6 +164,48 @@ def _onnx(path: Path, precision: Precision) -> None:
     weights = {name: w.numpy() for name, w in load_file(path.parent / WEIGHTS).items()}
     graph = serving_graph(config_of(path.parent), weights, precision)
     path.write_bytes(graph.SerializeToString())
+
+
+def _own_int8(path: Path, kind: Own) -> None:
+    """Quantises the encoder's products by ONNX Runtime's own tools.
+
+    Scores stay in fp32: some are -inf on purpose, of which the tools make nonsense.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
+
+    plain = loadable(path.parent, "onnxruntime", "float32")
+    settings: dict[str, Any] = {
+        "op_types_to_quantize": ["MatMul"],
+        "per_channel": True,
+        "weight_type": QuantType.QInt8,
+        "extra_options": {"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT},
+    }
+    if kind == "dynamic-int8":
+        quantize_dynamic(plain, path, **settings)
+    else:
+        quantize_static(plain, path, _calibration(path.parent), **settings)
+
+
+def _calibration(directory: Path) -> Any:
+    """Returns what gives out some batches of random histories."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    max_length = config_of(directory).max_length
+    num_rows = len(load_file(directory / WEIGHTS)["item_embedding.weight"])
+    draw = np.random.default_rng(1)
+
+    class Histories(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(draw.integers(1, num_rows, (CALIBRATION_BATCHES, 8, max_length)))
+
+        def get_next(self) -> Any:
+            for history_BL in self.batches:
+                length_B = np.full(len(history_BL), max_length)
+                limits = {"k": np.array([10]), "exclude_seen": np.array([True])}
+                return {"history_BL": history_BL, "length_B": length_B, **limits}
+            return None
+
+    return Histories()
 
 
 def _openvino(path: Path) -> None:

@@ -1,3 +1,4 @@
+import typing
 from dataclasses import replace
 
 import numpy as np
@@ -52,6 +53,19 @@ def test_engines_list_the_best_new_items_of_the_same_model(directory, engine):
     np.testing.assert_array_equal(call(histories), expected_BK)
     assert set(found.milliseconds) == {"1", "2"}
     assert found.memory_mib > 10
+
+
+@pytest.mark.parametrize("precision", typing.get_args(engines.Own))
+def test_the_engine_s_own_quantisers_list_much_the_same_from_fewer_bytes(
+    monkeypatch, tmp_path, precision
+):
+    monkeypatch.setattr(engines, "RUNS", tmp_path)
+    directory = engines.model_directory(NUM_ITEMS, "small")
+    asked = question(directory, "onnxruntime", precision)
+    plain = question(directory, "onnxruntime")
+    assert asked.model.stat().st_size < 0.8 * plain.model.stat().st_size
+    found = engines.values(answer(asked), answer(plain))
+    assert 0.5 < found["overlap"][0] <= 1
 
 
 def test_the_table_has_a_line_an_engine(tmp_path):
