@@ -210,7 +210,7 @@ AMAZON_MULTI = Preset(
         compile=True,
     ),
     recipe=(CodebookItems(codes=16), Quantize()),
-    search=SearchConfig(item_codes=(8, 16)),
+    search=SearchConfig(widths=(32, 48, 64), item_rank_shares=(0.0,), item_codes=(8, 16)),
 )
 
 PRESETS = {

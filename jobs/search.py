@@ -120,7 +120,8 @@ def _search(job: Search, directory: Path, seeds: dict[str, Path]) -> None:
         train=replace(job.train, epochs=job.search.epochs, num_threads=1),
     )
     if job.search.num_trials:
-        Distillation(material.teacher, job.distill)  # refused now, and not in every trial
+        # Refused now, and not in every trial.
+        Distillation(material.teacher, job.distill, material.dataset)
         start_ray()
         from recsys.search.on_ray import search
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, pad
 
 CHUNK = 128  # training positions whose scores over the catalogue are in memory at a time
 PADDING = 0
@@ -81,10 +81,11 @@ def hard_and_soft_cross_entropy(
 
     Hinton et al., arXiv 1503.02531. Hard is the cross-entropy of the target; soft that of the
     teacher's distribution over K items, softened by T, against the student's over the whole
-    catalogue, softened by the same T. The factor T^2 keeps the gradient's scale whatever the
-    temperature.
+    catalogue or a sample of it, softened by the same T. The factor T^2 keeps the gradient's scale
+    whatever the temperature.
 
     Args:
+        table_VD: as for `cross_entropy`; by a sample, targets and items are columns.
         teacher_NK: the teacher's probabilities of its items, softened by T.
         soft_weight: w, for all positions or, as N1, for each.
     """
@@ -139,7 +140,8 @@ def sampled_softmax(states_ND: Tensor, sample: Sample, left_out_NL: Tensor | Non
 
     Args:
         sample: its own_NJD the targets, J = 1.
-        left_out_NL: columns of drawn items that do not compete at a position; 0 for none.
+        left_out_NL: columns of drawn items that do not compete at a position. Column 0 is that of
+            the target, which as a label always competes: it fills up shorter lists.
     """
     first_N1 = torch.zeros(len(states_ND), 1, dtype=torch.int64, device=states_ND.device)
     labels = SoftLabels(first_N1, torch.ones_like(first_N1, dtype=torch.float32))
@@ -230,7 +232,10 @@ class _CrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if mixed else states_ND.dtype
         rounded_ND, rounded_VD = states_ND.to(dtype), table_VD.to(dtype)
         total = states_ND.new_zeros(())
-        states_gradient_ND, table_gradient_VD = map(torch.zeros_like, (states_ND, table_VD))
+        states_gradient_ND = torch.zeros_like(states_ND)
+        # Summed in float32 where autocast has made the table: by a product of low rank, say.
+        sums = torch.promote_types(table_VD.dtype, torch.float32)
+        table_gradient_VD = torch.zeros_like(table_VD, dtype=sums)
         own = None if own_NJD is None or correction_V is None else _Own(own_NJD, correction_V)
         for at in range(0, len(states_ND), CHUNK):
             part = slice(at, at + CHUNK)
@@ -245,7 +250,8 @@ class _CrossEntropy(torch.autograd.Function):
                 # The last chunk has another size every time: not worth a kernel of its own.
                 fused = _compiles.get() and len(scores_CV) == CHUNK
                 normalize = _compiled_normalize() if fused else _normalize
-                loss, gradient_CV = normalize(scores_CV, label)
+                corrected_CV = own.correct(scores_CV, label.temperature) if own else scores_CV
+                loss, gradient_CV = normalize(corrected_CV, label)
                 gradients_CV.append(
                     gradient_CV.scatter_add_(
                         1, label.items_NK, label.weights_NK / -label.temperature
@@ -274,19 +280,25 @@ class _Own:
     """The items of a `Sample` that each position has for itself, and their gradient."""
 
     def __init__(self, own_NJD: Tensor, correction_M: Tensor):
-        self.own_NJD, self.correction_M = own_NJD, correction_M
+        self.own_NJD, self.num_own = own_NJD, own_NJD.shape[1]
+        self.correction_S = pad(correction_M, (self.num_own, 0))  # S = J + M
         self.gradient_NJD = torch.empty_like(own_NJD)
 
-    def join(self, states_ND: Tensor, chunk: slice, scores_CM: Tensor) -> Tensor:
-        """Returns a chunk's scores of them and, corrected, of the drawn items."""
-        own_CJ = torch.einsum("cd,cjd->cj", states_ND[chunk], self.own_NJD[chunk])
-        return torch.cat([own_CJ, scores_CM - self.correction_M], dim=1)
+    def join(self, states_ND: Tensor, chunk: slice, drawn_CM: Tensor) -> Tensor:
+        """Returns a chunk's scores of them and of the drawn items, CS."""
+        # Not by einsum, which autocast would round: a target's score is all of its loss.
+        own_CJ = (states_ND[chunk, None] * self.own_NJD[chunk]).sum(dim=-1)
+        return torch.cat([own_CJ, drawn_CM], dim=1)
+
+    def correct(self, scores_CS: Tensor, temperature: float) -> Tensor:
+        """Returns scores whose T-th part is a softened score less its correction."""
+        return scores_CS - temperature * self.correction_S
 
     def part(self, states_ND: Tensor, chunk: slice, gradient_CS: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps their gradient; returns that of the drawn items' scores, and their states'."""
-        own_CJ, drawn_CM = gradient_CS.tensor_split([self.own_NJD.shape[1]], dim=1)
+        """Keeps their gradient; returns that of the drawn items' scores, CM, and their states'."""
+        own_CJ, drawn_CM = gradient_CS.tensor_split([self.num_own], dim=1)
         self.gradient_NJD[chunk] = own_CJ[:, :, None] * states_ND[chunk, None]
-        return drawn_CM, torch.einsum("cj,cjd->cd", own_CJ, self.own_NJD[chunk])
+        return drawn_CM, torch.einsum("cj,cjd->cd", own_CJ, self.own_NJD[chunk].float())
 
 
 def leave_out(scores_CV: Tensor, items_CM: Tensor, labels: Sequence[SoftLabels]) -> None:

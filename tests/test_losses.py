@@ -173,7 +173,8 @@ def test_sampled_softmax_by_hand():
     assert loss.item() == pytest.approx(LOG((3 + 2 + 1) / 3))
 
 
-def test_the_sample_estimates_the_sum_over_the_catalogue_without_bias():
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_sample_estimates_the_sum_over_the_catalogue_without_bias(temperature):
     states_ND, table_VD, _, _, _ = _random(num_positions=1, num_items=6)
     probability_V = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.15, 0.25])
 
@@ -182,12 +183,14 @@ def test_the_sample_estimates_the_sum_over_the_catalogue_without_bias():
         correction_M = losses.log_correction(probability_V[drawn_M], times_M)
         sample = losses.Sample(table_VD[[2]][None], table_VD[drawn_M], correction_M)
         left_out_NM = torch.where(drawn_M == 2, torch.tensor([1, 2]), 0)[None]
-        loss = losses.sampled_softmax(states_ND, sample, left_out_NM)
-        return (loss + (states_ND @ table_VD[2])[0]).exp()
+        label = losses.SoftLabels(torch.tensor([[0]]), torch.ones(1, 1), temperature)
+        loss = losses.cross_entropy(states_ND, sample, [label], left_out_NM)
+        return (loss + (states_ND @ table_VD[2])[0] / temperature).exp()
 
     draws = torch.cartesian_prod(*[torch.arange(1, 6)] * 2)
     expected = sum(sum_of(draw) * probability_V[draw].prod() for draw in draws)
-    torch.testing.assert_close(expected, (states_ND @ table_VD[1:].T).exp().sum())
+    catalogue = (states_ND @ table_VD[1:].T / temperature).exp().sum()
+    torch.testing.assert_close(expected, catalogue)
 
 
 @pytest.mark.parametrize("fused", COMPILED)
@@ -214,18 +217,18 @@ def test_a_sample_has_the_gradient_of_the_softmax_written_out(fused, monkeypatch
             temperature=2.0,
         )
     scores_NC = torch.cat(
-        [(own_NJD @ states_ND[..., None])[..., 0], states_ND @ table_VD[drawn_M].T - correction_M],
-        dim=1,
+        [(own_NJD @ states_ND[..., None])[..., 0], states_ND @ table_VD[drawn_M].T], dim=1
     )
-    scores_NC = torch.cat([scores_NC[:, :8], scores_NC[:, 9:]], dim=1)
-    hard = -scores_NC.log_softmax(dim=-1)[:, 0].sum()
-    soft = -(teacher_NK * (scores_NC / 2).log_softmax(dim=-1)[:, 1:6]).sum()
-    parameters = (states_ND, table_VD)
+    counts_C = torch.arange(10) != 8  # of 6 own ones and 4 drawn, one is left out
+    correction_C = functional.pad(correction_M, (6, 0))[counts_C]
+    scores_NC = scores_NC[:, counts_C]
+    hard = -(scores_NC - correction_C).log_softmax(dim=-1)[:, 0].sum()
+    soft = -(teacher_NK * (scores_NC / 2 - correction_C).log_softmax(dim=-1)[:, 1:6]).sum()
     expected = 0.7 * hard + 0.3 * 4 * soft
     torch.testing.assert_close(sampled, expected)
     torch.testing.assert_close(
-        torch.autograd.grad(sampled, parameters, retain_graph=True),
-        torch.autograd.grad(expected, parameters),
+        torch.autograd.grad(sampled, (states_ND, table_VD), retain_graph=True),
+        torch.autograd.grad(expected, (states_ND, table_VD)),
     )
 
 

@@ -88,7 +88,10 @@ class DistillConfig:
         if self.soft == "probabilities" and self.temperature != 1:
             raise ValueError("probabilities as they are have temperature 1: take kl for another")
         if self.soft in NEED_CATALOGUE and self.num_negatives:
-            raise ValueError(f"{self.soft} is over the whole catalogue: leave num_negatives out")
+            raise ValueError(
+                f"soft labels by {self.soft} are over the whole catalogue: "
+                "give --distill.num-negatives None"
+            )
         for name in ("others_weight", "hint_weight", "contrast_weight", "relation_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
@@ -136,7 +139,7 @@ class _Softmax(NamedTuple):
     """Columns of the targets."""
     items_NK: Tensor
     """Columns of other labels."""
-    left_out_NM: Tensor | None
+    left_out_NW: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -160,16 +163,16 @@ class _Positions:
     @property
     def num_items(self) -> int:
         """Items of the catalogue."""
-        return len(self.table_VD if self.drawn is None else self.drawn.place_V) - 1
+        return len(self.table_VD) - 1 if self.drawn is None else self.drawn.num_items
 
     def softmax(self, items_NK: Tensor) -> _Softmax:
         """Returns what the target and some items compete with."""
         if self.drawn is None:
             return _Softmax(self.table_VD, self.targets_N, items_NK, self.seen_NL)
-        sample, columns_NK, left_out_NM = sampled(
+        sample, columns_NK, left_out_NW = sampled(
             self.model, self.drawn, self.targets_N, items_NK, self.seen_NL
         )
-        return _Softmax(sample, torch.zeros_like(self.targets_N), columns_NK, left_out_NM)
+        return _Softmax(sample, torch.zeros_like(self.targets_N), columns_NK, left_out_NW)
 
     def scores(self, items_NK: Tensor) -> Tensor:
         """Returns the student's scores of some items."""
@@ -194,8 +197,11 @@ class Distillation:
             dataset: what is trained on; needed for `num_negatives` only.
 
         Raises:
-            ValueError: the answers do not hold what the loss reads.
+            ValueError: the answers do not hold what the loss reads, or there is no dataset to count
+                items in.
         """
+        if config.num_negatives and dataset is None:
+            raise ValueError("items are drawn by their counts: num_negatives needs the dataset")
         config.require(source.config if isinstance(source, LiveTeacher) else kept(source))
         # Absolute: workers start in a directory of their own.
         self.source = source.resolve() if isinstance(source, Path) else source
@@ -211,8 +217,7 @@ class Distillation:
 
     @cached_property
     def _sampler(self) -> Sampler:
-        if self.dataset is None:
-            raise TypeError("a sample of items is drawn by their counts in a dataset")
+        assert self.dataset is not None
         return Sampler(self.dataset, POPULARITY_POWER)
 
     @cached_property
@@ -255,13 +260,13 @@ class Distillation:
                 softmax.targets_N,
                 softmax.items_NK,
                 shares_NJ,
-                left_out_NM=softmax.left_out_NM,
+                left_out_NM=softmax.left_out_NW,
                 soft_weight=weight_N1,
                 temperature=config.temperature,
             )
         softmax = at.softmax(at.answers.items_NK[:, :0])
         hard = SoftLabels(softmax.targets_N[:, None], 1 - weight_N1)
-        hard_loss = cross_entropy(at.states_ND, softmax.table_VD, [hard], softmax.left_out_NM)
+        hard_loss = cross_entropy(at.states_ND, softmax.table_VD, [hard], softmax.left_out_NW)
         return hard_loss + (weight_N1[:, 0] * self._listed(at)).sum()
 
     def _listed(self, at: _Positions) -> Tensor:
@@ -327,7 +332,11 @@ def _distribution(at: _Positions, config: DistillConfig) -> tuple[Tensor, Tensor
     """
     answers = at.answers
     if config.soft == "kl":
-        return answers.items_NK, (answers.logs_NK / config.temperature).softmax(dim=-1)
+        # A list longer than what is new to the user ends with what is not, at LEFT_OUT. It must not
+        # be a label, which would bring it back.
+        is_new_NK = answers.logs_NK > LEFT_OUT / 2
+        items_NK = torch.where(is_new_NK, answers.items_NK, at.targets_N[:, None])
+        return items_NK, (answers.logs_NK / config.temperature).softmax(dim=-1)
     stands_for = at.num_items / answers.sampled_NM.shape[1]
     shares_NJ = [answers.logs_NK.exp(), answers.sampled_logs_NM.exp() * stands_for]
     # What does not count must not be a label, which would bring seen items back.

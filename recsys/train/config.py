@@ -38,8 +38,8 @@ class TrainConfig:
     evaluate_every: int = 1
     """Epochs between validations."""
     validation_users: int | None = None
-    """Users that validations rank at most, always the same; none for all. For large logs: what is
-    reported at the end is of all users."""
+    """Users that validations rank at most: every second, third, ... of all, always the same; none
+    for all. For large logs: what is reported at the end is of all users."""
     patience: int = 5
     """Validations without a better NDCG@10 after which training stops."""
     checkpoint_every: int = 200

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import embedding, pad
 
 from recsys.config import require_at_least
 from recsys.data.batches import Batch
@@ -61,12 +61,18 @@ class Drawn(NamedTuple):
     """M items that were drawn, with replacement, to compete at every position."""
 
     items_M: Tensor
+    """In ascending order."""
     times_M: Tensor
     """How often an item was drawn, at its first place; 0 at its others."""
-    place_V: Tensor
-    """The place of each item of the catalogue, counted from 1; 0 for those that were not drawn."""
     correction_M: Tensor
     """As `log_correction` returns it."""
+    num_items: int
+    """Items of the catalogue."""
+
+    def place(self, items: Tensor) -> Tensor:
+        """Returns the first place of each of some items, counted from 1; 0 where it is none."""
+        places = torch.searchsorted(self.items_M, items).clamp(max=len(self.items_M) - 1)
+        return torch.where(self.items_M[places] == items, places + 1, 0)
 
 
 class Sampler:
@@ -81,15 +87,12 @@ class Sampler:
 
     def draw(self, count: int, device: torch.device) -> Drawn:
         """Returns `count` items, by torch's random state."""
-        sums_M = torch.rand(count, dtype=torch.float64) * self.cumulative_V[-1]
+        sums_M = torch.rand(count, dtype=torch.float64).sort().values * self.cumulative_V[-1]
         items_M = torch.searchsorted(self.cumulative_V, sums_M, right=True)
-        place_V = torch.zeros(len(self.probability_V), dtype=torch.int64)
-        places_M = torch.arange(1, count + 1)
-        place_V.scatter_reduce_(0, items_M, places_M, "amin", include_self=False)
-        first_M = place_V[items_M] - 1
-        times_M = torch.bincount(first_M, minlength=count)
+        times_M = torch.bincount(torch.searchsorted(items_M, items_M), minlength=count)
         correction_M = log_correction(self.probability_V[items_M], times_M)
-        return Drawn(*(x.to(device) for x in (items_M, times_M, place_V, correction_M)))
+        found = (x.to(device) for x in (items_M, times_M, correction_M))
+        return Drawn(*found, num_items=len(self.probability_V) - 1)
 
 
 def sampled(
@@ -100,27 +103,29 @@ def sampled(
     seen_NL: Tensor | None,
 ) -> tuple[Sample, Tensor, Tensor]:
     """Returns what stands for the catalogue: a position's target, in column 0, its other labels and
-    what is drawn for all; the columns of the other labels, NK; and those to leave out.
+    what is drawn for all; the columns of the other labels, NK; and those to leave out, NW, of which
+    0 is none.
 
     No item counts twice: what is drawn is left out where it is the position's own, and a label that
     is the target has the target's column.
 
     Args:
-        items_NK: labels besides the target, each another item.
+        items_NK: labels besides the target, each another item or the target.
         seen_NL: items that take no part.
     """
     own_NJ = torch.cat([targets_N[:, None], items_NK], dim=1)
-    vectors = model.item_vectors(torch.cat([own_NJ.flatten(), drawn.items_M]))  # looked up at once
+    items_U, which = torch.cat([own_NJ.flatten(), drawn.items_M]).unique(return_inverse=True)
+    # Looked up once each and at once, which is what it costs where workers share the table.
+    vectors = embedding(which, model.item_vectors(items_U))
     own_ND, drawn_MD = vectors.split([own_NJ.numel(), len(drawn.items_M)])
     sample = Sample(own_ND.unflatten(0, own_NJ.shape), drawn_MD, drawn.correction_M)
-    competing_NM = own_NJ if seen_NL is None else torch.cat([own_NJ, seen_NL], dim=1)
-    place_NM = drawn.place_V[competing_NM]
-    columns_NM = torch.where(place_NM > 0, place_NM + items_NK.shape[1], 0)
+    place_NW = drawn.place(own_NJ if seen_NL is None else torch.cat([own_NJ, seen_NL], dim=1))
+    columns_NW = torch.where(place_NW > 0, place_NW + items_NK.shape[1], 0)
     columns_K = torch.arange(1, own_NJ.shape[1], device=items_NK.device)
     is_target_NK = items_NK == targets_N[:, None]
-    left_out_NM = torch.cat([columns_NM, torch.where(is_target_NK, columns_K, 0)], dim=1)
+    twice_NK = torch.where(is_target_NK, columns_K, 0)
     labels_NK = torch.where(is_target_NK, 0, columns_K)
-    return sample, labels_NK, left_out_NM
+    return sample, labels_NK, torch.cat([columns_NW, twice_NK], dim=1)
 
 
 def next_item(model: SequenceModel, batch: TensorBatch) -> Tensor:
@@ -195,17 +200,17 @@ class NextItem:
             return loss + share * smoothing(states_ND, table_VD, targets_N, positives_ND)
         drawn = self._sampler.draw(self.config.num_negatives, targets_N.device)
         no_others_NK = targets_N.new_empty(len(targets_N), 0)
-        sample, _, left_out_NM = sampled(model, drawn, targets_N, no_others_NK, seen_NL)
+        sample, _, left_out_NW = sampled(model, drawn, targets_N, no_others_NK, seen_NL)
         if self.config.kind == "sampled-softmax":
-            return sampled_softmax(states_ND, sample, left_out_NM)
-        times_NM = pad(drawn.times_M, (1, 0)).repeat(len(targets_N), 1)
-        times_NM = times_NM.scatter_(1, left_out_NM, 0)[:, 1:]
+            return sampled_softmax(states_ND, sample, left_out_NW)
+        times_NM = pad(drawn.times_M.float(), (1, 0)).repeat(len(targets_N), 1)
+        times_NM = times_NM.scatter_(1, left_out_NW, 0)[:, 1:]
         return gbce(
             states_ND,
             sample.own_NJD[:, 0],
             sample.drawn_MD,
             times_NM,
-            num_items=len(drawn.place_V) - 1,
+            num_items=drawn.num_items,
             calibration=self.config.calibration,
         )
 

@@ -47,7 +47,8 @@ def shard(model: SequenceModel, device: torch.device) -> DeviceMesh:
     for blocks in [m for m in model.modules() if isinstance(m, nn.ModuleList)]:
         for block in blocks:
             fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh, ignored_params={sharded.weight})
+    # What is not in a block, too, is known by its shards between a validation and the next step.
+    fully_shard(model, mesh=mesh, ignored_params={sharded.weight}, reshard_after_forward=True)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # Losses are sums.
@@ -178,7 +179,8 @@ class _LookUp(torch.autograd.Function):
         ctx.save_for_backward(local_M, mine_M & (items_M != PADDING))
         ctx.table = table
         found_MD = rows_SD[local_M].masked_fill_(~mine_M[:, None], 0)
-        return table.scatter_sum(found_MD)[: len(items_N)].view(*items.shape, -1)
+        found_ND = table.scatter_sum(found_MD)[: len(items_N)]
+        return found_ND.view(*items.shape, found_ND.shape[1])  # there may be none
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):

@@ -10,8 +10,9 @@ from recsys.data.batches import Batches, empty_batch
 from recsys.distill.answers import Answers, LiveTeacher, TargetsConfig
 from recsys.distill.objective import NEED_CATALOGUE, NEEDS_SAMPLE, Distillation, DistillConfig, Soft
 from recsys.distill.targets import Targets
+from recsys.losses import LEFT_OUT
 from recsys.models import TransformerConfig, build, save
-from recsys.train.objective import to_tensors
+from recsys.train.objective import seen_items, to_tensors
 
 MODEL = TransformerConfig(
     width=16, num_layers=1, num_heads=2, head_width=8, feed_forward_width=32, max_length=20
@@ -123,9 +124,37 @@ def test_from_a_sample_a_student_learns_what_the_teacher_would_recommend(
     assert end[1] > start[1] + 0.3
 
 
+@pytest.mark.parametrize("num_negatives", [None, 50_000])
+def test_what_was_seen_does_not_come_back_at_the_end_of_a_long_list(
+    dataset, dataset_directory, directory, batch, student, num_negatives
+):
+    """A list as long as the catalogue: items that the user has had stand at its end."""
+    teacher = LiveTeacher(directory / "teacher", TargetsConfig(top_k=len(dataset.item_ids) - 1))
+    config = DistillConfig(soft_weight=1.0, num_negatives=num_negatives)
+    loss = Distillation(teacher, config, dataset_directory)(student, batch)
+    asked_BL = batch.rows_BL >= 0
+    targets_N1 = batch.targets_BL[asked_BL][:, None]
+    logs_NV = []
+    for model, keeps_target in ((teacher.model, False), (student, True)):
+        scores_NV = model.encode(batch.inputs)[asked_BL] @ model.item_table().T
+        kept_N1 = scores_NV.gather(1, targets_N1)
+        scores_NV = scores_NV.scatter(1, seen_items(batch.inputs)[asked_BL], LEFT_OUT)
+        if keeps_target:
+            scores_NV = scores_NV.scatter(1, targets_N1, kept_N1)
+        scores_NV[:, 0] = LEFT_OUT
+        logs_NV.append(scores_NV.log_softmax(dim=-1))
+    expected = -(logs_NV[0].exp() * logs_NV[1]).sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=0)
+
+
+def test_items_are_counted_in_a_dataset(directory):
+    with pytest.raises(ValueError, match="num_negatives needs the dataset"):
+        Distillation(directory / "targets", DistillConfig(num_negatives=8))
+
+
 @pytest.mark.parametrize("soft", NEED_CATALOGUE)
 def test_what_is_over_the_whole_catalogue_takes_no_sample(soft):
-    with pytest.raises(ValueError, match="whole catalogue: leave num_negatives out"):
+    with pytest.raises(ValueError, match=r"whole catalogue: give --distill.num-negatives None"):
         DistillConfig(soft=soft, num_negatives=8)
 
 

@@ -88,6 +88,13 @@ def test_a_validation_of_some_users_is_of_the_same_ones_whatever_the_workers(dat
         assert share == pytest.approx(expected[rank::2].mean())
 
 
+def test_fit_validates_by_as_many_users_as_it_is_told(dataset_directory, dataset, tmp_path):
+    train = replace(CONFIG, epochs=1, validation_users=7)
+    fitted = fit(Task(dataset=dataset_directory, model=MODEL, train=train), tmp_path)
+    of_some = validation_ndcg(fitted.model, dataset, most_users=7)
+    assert fitted.history[-1]["ndcg@10"] == of_some != validation_ndcg(fitted.model, dataset)
+
+
 def test_checkpoints_are_written_in_the_middle_of_an_epoch(dataset):
     checkpoints = MemoryCheckpoints(1)
     with pytest.raises(Killed):

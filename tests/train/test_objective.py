@@ -111,8 +111,9 @@ def test_items_are_drawn_by_their_count_to_the_power_and_padding_never(dataset, 
         expected_V = weights_V / weights_V.sum()
         torch.testing.assert_close(counts_V / 200_000, expected_V.float(), atol=0.005, rtol=0)
         assert counts_V[0] == 0
-        first_M = drawn.place_V[drawn.items_M] - 1
+        first_M = drawn.place(drawn.items_M) - 1
         assert torch.equal(drawn.items_M[first_M], drawn.items_M)
+        assert drawn.place(torch.tensor([[0, dataset.num_items_with_padding]])).tolist() == [[0, 0]]
         assert torch.equal(drawn.times_M[first_M], counts_V[drawn.items_M])
         assert drawn.times_M.sum() == 200_000
 

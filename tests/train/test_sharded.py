@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 
-from recsys.data.batches import Batches
+from recsys.data.batches import Batches, empty_batch
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import TargetsConfig
 from recsys.distill.objective import Distillation, DistillConfig
@@ -18,9 +18,9 @@ from recsys.models import TransformerConfig, build
 from recsys.models.interface import PackedRows
 from recsys.models.item_table import DenseItemTable
 from recsys.train.config import TrainConfig
-from recsys.train.fit import Task, fit
-from recsys.train.loop import FileCheckpoints, Workers
-from recsys.train.objective import TensorBatch, to_tensors
+from recsys.train.fit import Task, fit, validation_ndcg
+from recsys.train.loop import FileCheckpoints, Workers, train
+from recsys.train.objective import TensorBatch, next_item, to_tensors
 from recsys.train.sharded import ShardedItemTable, shard
 
 CPU = torch.device("cpu")
@@ -49,6 +49,7 @@ CONFIG = TrainConfig(
 SOFTS = [
     *(DistillConfig(soft=soft) for soft in ("kl", "probabilities", "decoupled")),
     DistillConfig(num_negatives=16),
+    DistillConfig(soft="decoupled", num_negatives=16),
 ]
 
 
@@ -138,8 +139,31 @@ def check_distillation(rank, dataset_directory, targets):
         share = loss_of(soft, part)
         dist.all_reduce(share)
         torch.testing.assert_close(share, loss, rtol=1e-4, atol=1e-4)
+    # One worker has nothing left: both take part in the same look-ups.
+    share = part if rank == 0 else to_tensors(empty_batch(2, 8), CPU)
+    for soft in SOFTS:
+        loss_of(replace(soft, relation_weight=1.0), share)
     with pytest.raises(ValueError, match="leave it or sharded out"):
         Distillation(targets, DistillConfig(soft="union"))(model, part)
+
+
+def check_averages(rank, dataset_directory, directory):
+    """Averages and weights change places, also where a validation is no better than another."""
+    dataset = Dataset.open(dataset_directory)
+    torch.manual_seed(0)
+    model = build(MODEL, dataset.num_items_with_padding)
+    values = iter([0.2, 0.1, 0.3, 0.0])
+    workers = Workers(rank=rank, world_size=2)
+
+    def validate(model):
+        validation_ndcg(model, dataset, workers, sharded=True)
+        return next(values)
+
+    checkpoints = FirstWorkers(directory, rank)
+    config = replace(CONFIG, epochs=4)
+    settings = {"objective": next_item, "validate": validate, "checkpoints": checkpoints}
+    trained = train(model, dataset, config, workers=workers, **settings)
+    assert len(trained.history) == 4
 
 
 def worker(rank, port, dataset, directory):
@@ -148,6 +172,7 @@ def worker(rank, port, dataset, directory):
     torch.set_num_threads(1)
     check_table(rank)
     check_distillation(rank, dataset, directory / "targets")
+    check_averages(rank, dataset, directory / "averages")
     with pytest.raises(ValueError, match="leave item_rank, item_codes and content out"):
         shard(build(replace(MODEL, item_rank=4), 31), CPU)
     task = Task(dataset=dataset, model=MODEL, train=CONFIG)
@@ -165,7 +190,7 @@ def test_two_workers_share_out_the_weights_and_end_with_those_of_one(
 ):
     task = Task(dataset=dataset_directory, model=MODEL, train=CONFIG)
     alone = fit(task, FirstWorkers(tmp_path / "one"))
-    keep = TargetsConfig(top_k=5, num_sampled=8)
+    keep = TargetsConfig(top_k=5, num_sampled=8, vectors=True)
     store_targets(alone.model, dataset, tmp_path / "targets", keep)
     begin(task, tmp_path / "one then two", Workers())
     with socket.socket() as listener:
