@@ -16,6 +16,28 @@ for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)
 
 NUM_USERS, NUM_ITEMS = 60, 24
+WITH_PROCESSES = {
+    "test_on_ray.py",
+    "test_pipeline.py",
+    "test_serve.py",
+    "test_sharded.py",
+    "test_submit.py",
+    "test_trial.py",
+}
+"""Files whose tests start clusters, servers and workers: Ray does not wait for long."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n 2` those files run one after the other; the rest, file by file, beside them."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = Path(nodeid.split("::")[0])
+            return "with processes" if path.name in WITH_PROCESSES else str(path)
+
+    return Scheduling(config, log)
 
 
 def toy_sequences(seed: int = 0) -> list[np.ndarray]:
