@@ -181,33 +181,26 @@ YELP = replace(
     AMAZON_BEAUTY, description="Yelp 2019, places: short histories, sparse, with repeat visits."
 )
 
-AMAZON_MULTI = Preset(
+AMAZON_MULTI = replace(
+    AMAZON_BEAUTY,
     description="Six Amazon shops in one: 125 thousand items.",
-    prepare=PrepareConfig(source="log"),
-    teacher=AMAZON_BEAUTY.teacher,
-    train=TrainConfig(
+    train=replace(
+        AMAZON_BEAUTY.train,
         epochs=16,
         batch_rows=64,
         learning_rate=2e-3,
-        ema=0.999,
         evaluate_every=4,
         validation_users=20_000,
-        num_threads=1,
-        compile=True,
     ),
     loss=LossConfig(kind="sampled-softmax", num_negatives=4096),
-    student=TransformerConfig(
-        width=64, num_layers=1, num_heads=2, feed_forward_width=128, max_length=50, dropout=0.3
-    ),
+    student=replace(AMAZON_BEAUTY.student, width=64, num_heads=2, feed_forward_width=128),
     distill=DistillConfig(num_negatives=4096),
-    train_student=TrainConfig(
+    train_student=replace(
+        AMAZON_BEAUTY.train_student,
         epochs=8,
         batch_rows=64,
         learning_rate=4e-3,
-        evaluate_every=4,
         validation_users=20_000,
-        num_threads=1,
-        compile=True,
     ),
     recipe=(CodebookItems(codes=16), Quantize()),
     search=SearchConfig(widths=(32, 48, 64), item_rank_shares=(0.0,), item_codes=(8, 16)),

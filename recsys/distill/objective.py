@@ -40,7 +40,7 @@ Soft = Literal[
     "decoupled",
 ]
 NEEDS_SAMPLE = ("probabilities", "binary", "relaxed-ranking")
-NEED_CATALOGUE = ("probabilities", "union")
+NEEDS_CATALOGUE = ("probabilities", "union")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class DistillConfig:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
         if self.soft == "probabilities" and self.temperature != 1:
             raise ValueError("probabilities as they are have temperature 1: take kl for another")
-        if self.soft in NEED_CATALOGUE and self.num_negatives:
+        if self.soft in NEEDS_CATALOGUE and self.num_negatives:
             raise ValueError(
                 f"soft labels by {self.soft} are over the whole catalogue: "
                 "give --distill.num-negatives None"

@@ -8,7 +8,13 @@ import torch
 from recsys.checkpoint import Origin
 from recsys.data.batches import Batches, empty_batch
 from recsys.distill.answers import Answers, LiveTeacher, TargetsConfig
-from recsys.distill.objective import NEED_CATALOGUE, NEEDS_SAMPLE, Distillation, DistillConfig, Soft
+from recsys.distill.objective import (
+    NEEDS_CATALOGUE,
+    NEEDS_SAMPLE,
+    Distillation,
+    DistillConfig,
+    Soft,
+)
 from recsys.distill.targets import Targets
 from recsys.losses import LEFT_OUT
 from recsys.models import TransformerConfig, build, save
@@ -101,7 +107,7 @@ def test_with_no_weight_only_the_log_is_learned(directory, batch, student, soft)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("soft", sorted(set(KINDS) - set(NEED_CATALOGUE)))
+@pytest.mark.parametrize("soft", sorted(set(KINDS) - set(NEEDS_CATALOGUE)))
 def test_a_large_sample_gives_the_loss_over_the_catalogue(
     dataset_directory, directory, batch, student, soft, temperature
 ):
@@ -152,7 +158,7 @@ def test_items_are_counted_in_a_dataset(directory):
         Distillation(directory / "targets", DistillConfig(num_negatives=8))
 
 
-@pytest.mark.parametrize("soft", NEED_CATALOGUE)
+@pytest.mark.parametrize("soft", NEEDS_CATALOGUE)
 def test_what_is_over_the_whole_catalogue_takes_no_sample(soft):
     with pytest.raises(ValueError, match=r"whole catalogue: give --distill.num-negatives None"):
         DistillConfig(soft=soft, num_negatives=8)
