@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import students
 from benchmarks.command import command
 from benchmarks.rows import Results, Row, Subject, table, values_of
-from benchmarks.variants import RUNS, spread, train_words
+from benchmarks.variants import RUNS, spread
 from jobs.recipes import NAMED
 from recsys.evaluate.report import readable_bytes
 from recsys.files import read_json
@@ -96,7 +96,7 @@ def measure(results: Results, options: Options) -> None:
         for recipe in options.only or recipes(model):
             subject = subject._replace(variant=recipe)
             flags = ("--recipe", *recipe.split())
-            words = train_words(options.dataset, flags, options.num_workers, seed)
+            words = options.words(flags, seed)
             line = shlex.join(["python", "-m", "jobs.compress", *words])
             if results.has(subject, line):
                 continue

@@ -15,20 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from benchmarks.command import command
 from benchmarks.rows import Results, Row, Subject, table, values_of
 from benchmarks.students import Material, distill
 from benchmarks.variants import (
     METRICS,
     RUNS,
+    Runs,
     ensemble,
     job,
     spread,
     teacher_as_student,
     train,
-    train_words,
 )
 
 BENCHMARK = "content"
@@ -51,15 +49,11 @@ PARTS = ("all", "cold", "warm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Runs):
     """What to train on."""
 
-    dataset: tyro.conf.Positional[str]
-    """A data set; the preset that trains on it."""
-    log: str
-    """The log."""
-    items: str
-    """The item table."""
+    items: str | None = None
+    """The item table; with the log it makes the dataset, where none is given."""
     text_columns: tuple[str, ...] = ("title", "brand", "categories")
     """Its columns of text."""
     encoder: str = "bert-base-uncased"
@@ -68,21 +62,17 @@ class Options:
     """Share of items that are kept out of training; rows without any are rows of their own."""
     only: tuple[str, ...] = tuple(VARIANTS)
     """Names of variants."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of weights, batches and dropout."""
     ensemble: bool = False
     """Whether the mean of the scores of all seeds is measured, too."""
     taught: bool = False
     """Whether models of the same shape and training that the ensemble teaches are, too."""
-    num_workers: int | None = None
-    """Workers that train, 0 for a process without Ray; none for as many as the preset has."""
-    readme: bool = False
-    """Whether the README gets the table of what is measured, and nothing is trained."""
 
     def __post_init__(self) -> None:
         unknown = set(self.only) - set(VARIANTS)
         if unknown:
             raise ValueError(f"no variant {', '.join(sorted(unknown))}; known: {list(VARIANTS)}")
+        if not (self.readme or self.prepared or (self.log and self.items)):
+            raise ValueError("give --log and --items, or the dataset made of them by --prepared")
 
     @property
     def held_out(self) -> str:
@@ -93,6 +83,22 @@ class Options:
     def directory(self) -> Path:
         """Where the dataset and its teachers go."""
         return RUNS / self.dataset / BENCHMARK / self.held_out.replace(" ", "-")
+
+    @property
+    def preparation(self) -> list[str]:
+        """What tells `jobs.prepare` to make of the log, which dataset."""
+        words = [self.dataset, "--cold-items", f"{self.cold_items:g}"]
+        return [*words, "--content.text-columns", *self.text_columns]
+
+    def prepare(self) -> Path:
+        """Returns the dataset with content, which is made where it is not given."""
+        if self.prepared is not None:
+            return self.prepared.resolve()
+        dataset = self.directory / "dataset"
+        given = ["--log", f"{self.log}", "--items", f"{self.items}"]
+        given += ["--content.text-encoder", self.encoder]
+        job("prepare", [*self.preparation, *given], output=dataset)
+        return dataset
 
 
 def measure(results: Results, options: Options) -> None:
@@ -110,18 +116,12 @@ def measure(results: Results, options: Options) -> None:
 def measure_alone(results: Results, options: Options, variant: str, seed: int) -> None:
     """Trains and measures a variant on a seed, unless that is done."""
     subject = Subject(options.dataset, "recsys", f"{variant}; {options.held_out}", seed)
-    preparation = [options.dataset, "--cold-items", f"{options.cold_items:g}"]
-    preparation += ["--content.text-columns", *options.text_columns]
-    training = train_words(options.dataset, VARIANTS[variant], options.num_workers, seed)
-    stages = {"prepare": preparation, "train": training}
+    training = options.words(VARIANTS[variant], seed)
+    stages = {"prepare": options.preparation, "train": training}
     line = " && ".join(shlex.join(["python", "-m", f"jobs.{k}", *v]) for k, v in stages.items())
     if results.has(subject, line):
         return
-    dataset = options.directory / "dataset"
-    given = ["--log", options.log, "--items", options.items]
-    given += ["--content.text-encoder", options.encoder]
-    job("prepare", [*preparation, *given], output=dataset)
-    report = train(training, dataset, options.directory / variant / str(seed))
+    report = train(training, options.prepare(), options.directory / variant / str(seed))
     results.put(subject, line, values(report))
 
 
@@ -135,7 +135,7 @@ def measure_ensemble(results: Results, options: Options, variant: str) -> None:
         return
     home = options.directory
     members = [home / variant / seed for seed in seeds]
-    report = ensemble([options.dataset, "--members"], members, home / "dataset", home / name)
+    report = ensemble([options.dataset, "--members"], members, options.prepare(), home / name)
     results.put(subject, line, values(report))
 
 
@@ -146,15 +146,13 @@ def measure_taught(results: Results, options: Options, variant: str, seed: int) 
     subject = Subject(options.dataset, "recsys", f"{name}; {options.held_out}", seed)
     flags = {**teacher_as_student(options.dataset), **TAUGHT}
     flag_words = (word for flag in flags.items() for word in flag)
-    words = train_words(
-        options.dataset, (*VARIANTS[variant], *flag_words), options.num_workers, seed
-    )
+    words = options.words((*VARIANTS[variant], *flag_words), seed)
     line = shlex.join(["python", "-m", "jobs.distill", *words])
     if results.has(subject, line):
         return
     home = options.directory
     learns_from = Material(
-        dataset=home / "dataset", teacher=home / teacher, targets=home / f"targets of {teacher}"
+        dataset=options.prepare(), teacher=home / teacher, targets=home / f"targets of {teacher}"
     )
     results.put(subject, line, values(distill(words, learns_from, home / name / str(seed))))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.variants import RUNS, Runs, job, prepare, train, train_words, values
+from benchmarks.variants import RUNS, Runs, job, train, values
 from recsys.files import read_json
 
 KEEP = ("--keep.num-sampled", "64", "--keep.vectors")
@@ -18,8 +18,6 @@ class Options(Runs):
 
     teacher: Path | None = None
     """The teacher's model directory; none to train that of the preset."""
-    prepared: Path | None = None
-    """The dataset that the teacher was trained on; none to prepare the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +36,18 @@ class Material:
 
 def material(options: Options) -> Material:
     """Returns dataset and teacher, made where they are not given."""
-    dataset = options.prepared or prepare(options.dataset, options.log)
+    dataset = options.prepare()
     teacher = options.teacher
     if teacher is None:
         teacher = RUNS / options.dataset / "students" / "teacher"
-        train(train_words(options.dataset, (), options.num_workers, 0), dataset, teacher)
+        train(options.words((), 0), dataset, teacher)
     targets = RUNS / options.dataset / "students" / "targets"
     return Material(dataset=dataset, teacher=teacher, targets=targets)
 
 
 def student_words(options: Options, flags: tuple[str, ...], seed: int) -> list[str]:
     """Returns the arguments of `jobs.distill`."""
-    return train_words(options.dataset, (*flags, *KEEP), options.num_workers, seed)
+    return options.words((*flags, *KEEP), seed)
 
 
 def distill(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -38,10 +38,24 @@ class Runs:
     """The log; none for where the preset finds it."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights, batches and dropout."""
+    prepared: Path | None = None
+    """The log as a dataset, from jobs.prepare; none to prepare it."""
     num_workers: int | None = None
     """Workers that train, 0 for a process without Ray; none for as many as the preset has."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where they train."""
     readme: bool = False
     """Whether the README gets the table of what is measured, and nothing is trained."""
+
+    def prepare(self) -> Path:
+        """Returns the dataset, which is made where it is not given."""
+        return self.prepared.resolve() if self.prepared else prepare(self.dataset, self.log)
+
+    def words(self, flags: Sequence[str], seed: int) -> list[str]:
+        """Returns the arguments of `jobs.train`, and of what else trains."""
+        workers = () if self.num_workers is None else ("--num-workers", f"{self.num_workers}")
+        device = () if self.device == "cpu" else ("--train.device", self.device)
+        return [preset_name(self.dataset), *flags, *workers, *device, "--train.seed", f"{seed}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +115,10 @@ def measure(results: Results, options: Options, variants: Variants) -> None:
     for seed in options.seeds:
         for name, flags in variants.items():
             subject = Subject(options.dataset, "recsys", name, seed)
-            words = train_words(options.dataset, flags, options.num_workers, seed)
+            words = options.words(flags, seed)
             line = shlex.join(["python", "-m", "jobs.train", *words])
             if options.again or not results.has(subject, line):
-                dataset = prepare(options.dataset, options.log)
-                report = train(words, dataset, place(results, subject))
+                report = train(words, options.prepare(), place(results, subject))
                 results.put(subject, line, values(report))
     if options.ensemble:
         for name in variants:
@@ -132,18 +145,9 @@ def measure_ensemble(results: Results, options: Options, variant: str) -> None:
         line = shlex.join(["python", "-m", "jobs.ensemble", *words, *names])
         if results.has(subject, line) and not options.again:
             continue
-        dataset = prepare(options.dataset, options.log)
-        report = ensemble(words, members, dataset, place(results, subject))
+        report = ensemble(words, members, options.prepare(), place(results, subject))
         seconds = [read_json(member / "report.json")["train_seconds"] for member in members]
         results.put(subject, line, values({**report, "train_seconds": sum(seconds)}))
-
-
-def train_words(
-    dataset: str, flags: Sequence[str], num_workers: int | None, seed: int
-) -> list[str]:
-    """Returns the arguments of `jobs.train`, and of what else trains."""
-    workers = [] if num_workers is None else ["--num-workers", f"{num_workers}"]
-    return [preset_name(dataset), *flags, *workers, "--train.seed", str(seed)]
 
 
 def teacher_as_student(dataset: str) -> dict[str, str]:

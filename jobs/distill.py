@@ -17,7 +17,7 @@ from recsys.distill.objective import Distillation, DistillConfig
 from recsys.distill.targets import require_room, write_targets
 from recsys.files import fingerprint, run_stage
 from recsys.models import StudentConfig, load_model
-from recsys.train.config import TrainConfig
+from recsys.train.config import TrainConfig, find_device
 from recsys.train.fit import NumWorkers, Task, most
 from recsys.train.objective import LossConfig, objective
 
@@ -167,6 +167,7 @@ def _write_targets(job: Distill, directory: Path) -> None:
     if num_workers is None:
         num_workers = most(job.num_workers)
     if num_workers == 0:
+        teacher.to(find_device(job.train.device))
         write_targets(teacher, Dataset.open(job.dataset), directory, job.keep)
         return
     start_ray()

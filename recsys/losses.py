@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
 CHUNK = 128  # training positions whose scores over the catalogue are in memory at a time
+DEVICE_SCORES = 2**25  # the same on a GPU, which few positions would not fill, in scores
 PADDING = 0
 LEFT_OUT = -1e4  # a score whose exponential is zero, and which is finite in bfloat16
 
@@ -237,8 +238,9 @@ class _CrossEntropy(torch.autograd.Function):
         sums = torch.promote_types(table_VD.dtype, torch.float32)
         table_gradient_VD = torch.zeros_like(table_VD, dtype=sums)
         own = None if own_NJD is None or correction_V is None else _Own(own_NJD, correction_V)
-        for at in range(0, len(states_ND), CHUNK):
-            part = slice(at, at + CHUNK)
+        size = CHUNK if device == "cpu" else max(CHUNK, DEVICE_SCORES // len(table_VD))
+        for at in range(0, len(states_ND), size):
+            part = slice(at, at + size)
             scores_CV = rounded_ND[part] @ rounded_VD.T
             if own:
                 scores_CV = own.join(states_ND, part, scores_CV)
@@ -248,7 +250,7 @@ class _CrossEntropy(torch.autograd.Function):
             gradients_CV = []
             for label in chunk:
                 # The last chunk has another size every time: not worth a kernel of its own.
-                fused = _compiles.get() and len(scores_CV) == CHUNK
+                fused = _compiles.get() and len(scores_CV) == size
                 normalize = _compiled_normalize() if fused else _normalize
                 corrected_CV = own.correct(scores_CV, label.temperature) if own else scores_CV
                 loss, gradient_CV = normalize(corrected_CV, label)

@@ -37,7 +37,6 @@ STORED = {
     "log_normalizers_N": np.float32,
 }
 """The columns of a file, and their types."""
-CPU = torch.device("cpu")
 
 
 def require_room(dataset: Dataset, directory: Path, config: TargetsConfig, width: int) -> None:
@@ -69,7 +68,8 @@ def shard_ranges(dataset: Dataset) -> list[tuple[int, int]]:
 def write_targets(
     teacher: SequenceModel, dataset: Dataset, directory: Path, config: TargetsConfig
 ) -> None:
-    """Writes the targets of all users; files already there are kept."""
+    """Writes the targets of all users, asking the teacher where it is; files already there are
+    kept."""
     if config.vectors:
         write_item_vectors(teacher, directory)
     for users in tqdm(shard_ranges(dataset), desc="targets", disable=None, leave=False):
@@ -79,7 +79,7 @@ def write_targets(
 def write_item_vectors(teacher: SequenceModel, directory: Path) -> None:
     """Writes the teacher's item table in half precision."""
     with torch.inference_mode():
-        np.save(directory / ITEM_VECTORS, teacher.item_table().half().numpy())
+        np.save(directory / ITEM_VECTORS, teacher.item_table().half().cpu().numpy())
 
 
 def write_shard(
@@ -97,11 +97,12 @@ def write_shard(
     # Of the range's own, so that it is the same whoever writes it, and when.
     generator = torch.Generator().manual_seed(users[0])
     columns = _zeros(int(first[users[1]] - first[users[0]]), teacher, dataset, config)
+    device = next(teacher.parameters()).device
     for batch in _teacher_batches(dataset, users, teacher.config.max_length):
         rows_N = batch.rows_BL[batch.rows_BL >= 0] - first[users[0]]
-        scores = ask(teacher, to_tensors(batch, CPU), config, generator)
+        scores = ask(teacher, to_tensors(batch, device), config, generator)
         for name, values in columns.items():
-            values[rows_N] = getattr(scores, name).numpy()
+            values[rows_N] = getattr(scores, name).cpu().numpy()
     _write(path, columns)
     return path
 

@@ -1,8 +1,10 @@
 """What a model costs: bytes that the server loads, milliseconds of the engine that answers."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +58,7 @@ def _time_call(model: OnnxModel, histories: Sequence[np.ndarray], call: int, siz
 
 def hardware() -> dict[str, Any]:
     """Returns processor, cores and memory of this machine, and which of `INSTRUCTIONS` it has, as
-    far as Linux tells."""
+    far as Linux tells; and its GPUs, where this process has PyTorch to use them."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     present = _cpuinfo("flags", "Features").split()
     return {
@@ -64,7 +66,16 @@ def hardware() -> dict[str, Any]:
         "instructions": [name for name in INSTRUCTIONS if name in present],
         "cores": os.cpu_count(),
         "memory_gib": round(pages / 2**30),
+        **({"gpus": gpus} if (gpus := _gpus()) else {}),
     }
+
+
+def _gpus() -> list[str]:
+    """Returns the names of the GPUs; none to a process that has not imported PyTorch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def _cpuinfo(*keys: str) -> str:
@@ -78,6 +89,10 @@ def _cpuinfo(*keys: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that the numbers depend on."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found}
+    """Returns the versions of Python and of the packages that the numbers depend on, as far as they
+    are installed: a process of its own trains without Ray."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

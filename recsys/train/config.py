@@ -87,6 +87,17 @@ class TrainConfig:
             raise ValueError(f"seed must be in [0, 2^23), not {self.seed}")
 
 
+def find_device(name: str) -> torch.device:
+    """Returns a device by its name.
+
+    Raises:
+        ValueError: this machine has none of the kind.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this machine has no device for cuda: train on the cpu")
+    return torch.device(name)
+
+
 def has_bfloat16(device: str = "cpu") -> bool:
     """Returns whether processor or device have instructions for products in bfloat16."""
     if device == "cuda":

@@ -25,7 +25,7 @@ from recsys.losses import compiled
 from recsys.models.interface import SequenceModel
 from recsys.models.item_table import ENCODER
 from recsys.models.layers import compile_encoder
-from recsys.train.config import TrainConfig, has_bfloat16, has_compiler
+from recsys.train.config import TrainConfig, find_device, has_bfloat16, has_compiler
 from recsys.train.objective import Objective, to_tensors
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class _Run:
         self.objective, self.validate = objective, validate
         self.checkpoints, self.workers, self.bar = checkpoints, workers, bar
         self.length = config.row_length or model.config.max_length
-        self.device = torch.device(config.device)
+        self.device = find_device(config.device)
         self.mesh = self._place_model()
         self.optimizer = _optimizer(model, config)
         self.bfloat16 = has_bfloat16(config.device) if config.bfloat16 is None else config.bfloat16
@@ -134,8 +134,6 @@ class _Run:
 
     def _place_model(self) -> "DeviceMesh | None":
         """Moves the model to the device; returns the mesh of workers if they share it out."""
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("this machine has no device for cuda: train on the cpu")
         if self.config.sharded and self.workers.world_size > 1:
             from recsys.train.sharded import shard  # slow to import
 

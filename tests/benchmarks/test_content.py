@@ -42,7 +42,7 @@ def test_variants_and_their_ensemble_are_measured_once(asked, tmp_path, capsys):
     )
     for _ in range(2):
         run(Results("content", tmp_path), options, content.measure, content.markdown)
-    assert [words[0] for words in asked] == ["prepare", "train", "prepare", "train", "ensemble"]
+    assert [words[0] for words in asked if words[0] != "prepare"] == ["train", "train", "ensemble"]
     home = tmp_path / "amazon-beauty" / "content" / "5%-of-items-held-out"
     members = [str(home / "ids" / seed) for seed in "01"]
     assert asked[-1][1:5] == ["amazon-beauty", "--members", *members]
@@ -59,7 +59,8 @@ def test_an_ensemble_teaches_models_of_the_same_shape(asked, tmp_path):
     )
     for _ in range(2):
         run(Results("content", tmp_path), options, content.measure, content.markdown)
-    assert [words[0] for words in asked[-4:]] == ["ensemble", *["distill"] * 3]
+    taught = [words[0] for words in asked if words[0] not in ("prepare", "train")]
+    assert taught == ["ensemble", *["distill"] * 3]
     _, words, learns_from, output = asked[-1]
     assert {"--model.width", "--model.content", "--train.seed"} < set(words)
     home = tmp_path / "amazon-beauty" / "content" / "5%-of-items-held-out"
@@ -70,6 +71,18 @@ def test_an_ensemble_teaches_models_of_the_same_shape(asked, tmp_path):
     assert values_of(rows, "ndcg@10 all", variant=name) == [0.2] * 3
 
 
-def test_an_unknown_variant_is_refused():
+def test_an_unknown_variant_and_a_missing_log_are_refused():
     with pytest.raises(ValueError, match="no variant images"):
         content.Options(dataset="amazon-beauty", log="log", items="items", only=("images",))
+    with pytest.raises(ValueError, match="or the dataset made of them by --prepared"):
+        content.Options(dataset="amazon-beauty", log="log")
+
+
+def test_a_dataset_that_is_given_is_not_prepared(asked, tmp_path):
+    options = content.Options(
+        dataset="amazon-beauty", prepared=tmp_path, only=("ids",), seeds=(0,), device="cuda"
+    )
+    content.measure(Results("content", tmp_path), options)
+    assert [words[0] for words in asked] == ["train"]
+    (row, *_) = Results("content", tmp_path).rows()
+    assert "--train.device cuda" in row.command
