@@ -8,7 +8,7 @@ import torch
 
 from recsys.models import TransformerConfig
 
-SIZES = (512, 1024, 2048)
+SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
 REPEATS = 12
 
 
@@ -37,19 +37,22 @@ def step_operations(
     return 3 * num_rows * length * position
 
 
-def peak_operations_per_second(dtype: torch.dtype, num_threads: int) -> float:
+def peak_operations_per_second(dtype: torch.dtype, num_threads: int, device: str = "cpu") -> float:
     """Returns the best rate of a product of two large square matrices, as training runs them."""
     with _threads_and_precision(num_threads):
-        return max(_rate(size, dtype) for size in SIZES)
+        return max(_rate(size, dtype, device) for size in SIZES[device])
 
 
-def _rate(size: int, dtype: torch.dtype) -> float:
-    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+def _rate(size: int, dtype: torch.dtype, device: str) -> float:
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = left @ right
     seconds = []
     for _ in range(REPEATS):
+        wait()
         started = time.perf_counter()
         torch.mm(left, right, out=out)
+        wait()
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / min(seconds)
 

@@ -76,6 +76,8 @@ class Options:
     """The data set."""
     log: str | None = None
     """Its log; none for where the preset finds it."""
+    prepared: Path | None = None
+    """The log as a dataset, from jobs.prepare; none to prepare it."""
     what: Literal["speed", "time-to-quality", "peak"] = "speed"
     """The question."""
     only: tuple[str, ...] = tuple(CONTENDERS)
@@ -84,6 +86,8 @@ class Options:
     """Repeats of every measurement of speed; tables show medians."""
     threads: int = 2
     """Threads of every system."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where recsys trains; others do on the processor."""
     budget_minutes: float = 60.0
     """Minutes of training that a peer has to reach its best."""
     profile: bool = False
@@ -150,9 +154,9 @@ class Bench:
         for precision, dtype in PRECISIONS.items():
             subject = self.subject_of_machine(precision)
             if self.wanted(subject):
-                rate = peak_operations_per_second(dtype, self.options.threads)
+                rate = peak_operations_per_second(dtype, self.options.threads, self.options.device)
                 self.keep(subject, {"gflops_per_second": (rate / 1e9, "GFLOP/s")}, None)
-        used = "bf16" if has_bfloat16() else "fp32"
+        used = "bf16" if has_bfloat16(self.options.device) else "fp32"
         subject = self.subject_of_machine(used)
         (peak,) = values_of(self.rows_of(subject), "gflops_per_second")
         for width in (64, 256):
@@ -208,16 +212,20 @@ class Bench:
         """Returns what the watch saw; a try-out does not compile."""
         print(f"{contender.system.name}, {contender.variant} ...", file=sys.stderr, flush=True)
         flags = [flag for flag in contender.flags if not (self.options.quick and flag == "compile")]
+        if self.options.device == "cuda" and contender.system is RECSYS:
+            flags.append("cuda")
         return train(contender.system, work, flags)
 
     def subject(self, system: System, variant: str, seed: int, width: int = 64) -> Subject:
         """Returns what a row of `system` is about."""
         shape = f"d={width} L={LENGTHS[self.options.dataset]}"
-        return Subject(self.options.dataset, system.name, f"{variant}, {shape}", seed)
+        place = ", on a GPU" if self.options.device == "cuda" and system is RECSYS else ""
+        return Subject(self.options.dataset, system.name, f"{variant}, {shape}{place}", seed)
 
     def subject_of_machine(self, precision: str) -> Subject:
         """Returns what a row of the machine's own rate is about."""
-        return Subject(self.options.dataset, "torch", f"matrix product, {precision}", 0)
+        place = ", on a GPU" if self.options.device == "cuda" else ""
+        return Subject(self.options.dataset, "torch", f"matrix product, {precision}{place}", 0)
 
     def rows_of(self, subject: Subject) -> list[Row]:
         """Returns the rows of a subject."""
@@ -241,6 +249,7 @@ class Bench:
         options = self.options
         words = ["python -m benchmarks.train_speed", options.dataset, "--what", options.what]
         words += ["--threads", str(options.threads)]
+        words += ["--device", options.device] if options.device != "cpu" else []
         if options.what == "time-to-quality":
             words += ["--budget-minutes", f"{options.budget_minutes:g}"]
         return " ".join(words)
@@ -323,7 +332,7 @@ def _median_and_range(values: Sequence[float]) -> str:
 
 def measure(results: Results, options: Options) -> None:
     """Measures what is not measured yet."""
-    Bench(options, prepare(options.dataset, options.log), results).run()
+    Bench(options, options.prepared or prepare(options.dataset, options.log), results).run()
 
 
 def main(options: Options) -> None:

@@ -1,7 +1,8 @@
 """recsys: full softmax, every position once an epoch in packed rows; else its defaults.
 
-Flags after the work: `compile`, as `--train.compile`; `workers`, for a worker a thread on Ray, as
-`--num-workers`, instead of threads in one process. Workers measure speed only.
+Flags after the work: `compile`, as `--train.compile`; `cuda`, for a GPU, whose memory is then what
+is measured; `workers`, for a worker a thread on Ray, as `--num-workers`, instead of threads in one
+process. Workers measure speed only.
 """
 
 import sys
@@ -52,7 +53,8 @@ class Told:
             raise Done
 
     def _evaluate(self, model: SequenceModel) -> float:
-        with torch.autocast("cpu", enabled=False):  # as outside of a step
+        device = next(model.parameters()).device.type
+        with torch.autocast(device, enabled=False):  # as outside of a step
             value = validation_ndcg(torch_scorer(model), Dataset.open(self.dataset))
         model.train()
         return value
@@ -114,6 +116,7 @@ def task_of(work: Work, told: Told, flags: Sequence[str]) -> Task:
             batch_rows=rows,
             evaluate_every=epochs,  # the watch evaluates
             compile="compile" in flags,
+            device="cuda" if "cuda" in flags else "cpu",
             num_threads=1 if "workers" in flags else work.num_threads,
             seed=work.seed,
         ),
@@ -164,6 +167,8 @@ def main(work: Work, flags: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         run = on_workers if "workers" in flags else in_process
         result = run(work, flags, Path(directory))
+    if "cuda" in flags:
+        result["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
     say({**result, "batch_rows": batch_rows(work), "versions": versions()})
 
 

@@ -43,7 +43,7 @@ def test_operations_are_those_that_torch_counts():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_peak_is_measured_and_settings_are_put_back(dtype, monkeypatch):
-    monkeypatch.setattr("benchmarks.operations.SIZES", (64,))
+    monkeypatch.setattr("benchmarks.operations.SIZES", {"cpu": (64,)})
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     assert peak_operations_per_second(dtype, 1) > 0
     assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == before
