@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.variants import RUNS, Runs, job, train, values
+from benchmarks.variants import RUNS, Runs, job, preset_name, train, values
+from jobs.presets import PRESETS
 from recsys.files import read_json
 
 KEEP = ("--keep.num-sampled", "64", "--keep.vectors")
-"""What all losses need, so that all students of a data set read the same targets."""
+"""What all losses need, so that all students of a data set read the same targets; a teacher that is
+asked live keeps none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,8 @@ def material(options: Options) -> Material:
 
 def student_words(options: Options, flags: tuple[str, ...], seed: int) -> list[str]:
     """Returns the arguments of `jobs.distill`."""
-    return options.words((*flags, *KEEP), seed)
+    live = PRESETS[preset_name(options.dataset)].live
+    return options.words(flags if live else (*flags, *KEEP), seed)
 
 
 def distill(

@@ -14,6 +14,7 @@ VARIANTS = {
     "movielens-1m-time": {**PRESET, "past times": ("--model.time", "past")},
     "amazon-sports": PRESET,
     "amazon-beauty": PRESET,
+    "amazon-multi": PRESET,
 }
 
 if __name__ == "__main__":
