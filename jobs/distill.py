@@ -173,7 +173,8 @@ def _write_targets(job: Distill, directory: Path) -> None:
     start_ray()
     from recsys.distill.on_ray import write_targets_on_ray
 
-    write_targets_on_ray(job.teacher, job.dataset, directory, job.keep, num_workers)
+    asked = (job.teacher, job.dataset, directory, job.keep)
+    write_targets_on_ray(*asked, num_workers, job.train.device)
 
 
 if __name__ == "__main__":

@@ -247,20 +247,10 @@ class _CrossEntropy(torch.autograd.Function):
             chunk = [SoftLabels(i[part], w[part], temperature) for i, w, temperature in labels]
             if left_out_NM is not None:
                 leave_out(scores_CV, left_out_NM[part], chunk)
-            gradients_CV = []
-            for label in chunk:
-                # The last chunk has another size every time: not worth a kernel of its own.
-                fused = _compiles.get() and len(scores_CV) == size
-                normalize = _compiled_normalize() if fused else _normalize
-                corrected_CV = own.correct(scores_CV, label.temperature) if own else scores_CV
-                loss, gradient_CV = normalize(corrected_CV, label)
-                gradients_CV.append(
-                    gradient_CV.scatter_add_(
-                        1, label.items_NK, label.weights_NK / -label.temperature
-                    )
-                )
-                total += loss
-            gradient_CV = reduce(Tensor.add_, gradients_CV)
+            # The last chunk has another size every time: not worth a kernel of its own.
+            fused = _compiles.get() and len(scores_CV) == size
+            loss, gradient_CV = _loss_and_gradient(scores_CV, chunk, own, fused)
+            total += loss
             if own:
                 gradient_CV, states_gradient_ND[part] = own.part(states_ND, part, gradient_CV)
             gradient_CV = gradient_CV.to(dtype)
@@ -312,6 +302,21 @@ def leave_out(scores_CV: Tensor, items_CM: Tensor, labels: Sequence[SoftLabels])
     kept_CK = flat_S.take(labels_CK)
     flat_S.index_fill_(0, (first_C1 + items_CM).flatten(), LEFT_OUT)
     flat_S.put_(labels_CK, kept_CK)
+
+
+def _loss_and_gradient(
+    scores_CV: Tensor, labels: Sequence[SoftLabels], own: "_Own | None", fused: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns a chunk's loss, and its derivative by the scores."""
+    normalize = _compiled_normalize() if fused else _normalize
+    losses, gradients_CV = [], []
+    for label in labels:
+        corrected_CV = own.correct(scores_CV, label.temperature) if own else scores_CV
+        loss, gradient_CV = normalize(corrected_CV, label)
+        gradient_CV.scatter_add_(1, label.items_NK, label.weights_NK / -label.temperature)
+        losses.append(loss)
+        gradients_CV.append(gradient_CV)
+    return reduce(Tensor.add, losses), reduce(Tensor.add_, gradients_CV)
 
 
 def _normalize(scores_CV: Tensor, labels: SoftLabels) -> tuple[Tensor, Tensor]:

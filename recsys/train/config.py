@@ -59,7 +59,7 @@ class TrainConfig:
     larger than one device. Does not go with compile, nor with item tables of low rank or of
     codes."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where each worker trains."""
+    """Where each worker trains, and where a teacher answers."""
     seed: int = 0
     """Seed of weights, batches and dropout."""
 
