@@ -58,3 +58,8 @@ def test_machine_and_versions_are_named():
     capability = torch.backends.cpu.get_cpu_capability()
     assert ("avx512f" in machine["instructions"]) == ("AVX512" in capability)
     assert {"python", "onnxruntime", "torch"} <= versions().keys()
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr("recsys.evaluate.cost.PACKAGES", ("numpy", "no-such-package"))
+    assert versions().keys() == {"python", "numpy"}

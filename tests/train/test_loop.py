@@ -95,6 +95,12 @@ def test_fit_validates_by_as_many_users_as_it_is_told(dataset_directory, dataset
     assert fitted.history[-1]["ndcg@10"] == of_some != validation_ndcg(fitted.model, dataset)
 
 
+def test_a_gpu_that_is_not_there_is_refused(dataset, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no device for cuda"):
+        run(dataset, MemoryCheckpoints(), replace(CONFIG, device="cuda"))
+
+
 def test_checkpoints_are_written_in_the_middle_of_an_epoch(dataset):
     checkpoints = MemoryCheckpoints(1)
     with pytest.raises(Killed):
