@@ -47,8 +47,18 @@ def _parse(from_preset: Callable[[Preset, Path], Job], words: list[str], program
     if not words or words[0].startswith("-"):
         wants_help = bool({"-h", "--help"} & set(words[:1]))
         words = words if wants_help else [DEFAULT_PRESET, *words]
-    jobs = {
-        name: (preset.description, from_preset(preset, known.run or Path("runs") / name))
-        for name, preset in PRESETS.items()
-    }
+
+    def job(name: str) -> Job:
+        return from_preset(PRESETS[name], known.run or Path("runs") / name)
+
+    if words[0] in PRESETS:  # alone, so that errors and help do not speak of the others
+        preset = job(words[0])
+        return tyro.cli(
+            type(preset),
+            prog=f"{prog} {words[0]}",
+            default=preset,
+            args=words[1:],
+            config=(tyro.conf.AvoidSubcommands,),  # as below
+        )
+    jobs = {name: (preset.description, job(name)) for name, preset in PRESETS.items()}
     return tyro.extras.overridable_config_cli(jobs, prog=prog, description=RUN, args=words)

@@ -95,3 +95,14 @@ def test_a_run_directory_is_named_once_for_all_stages(preset, run):
         shop,
     ]
     assert seen[0].train.epochs == 3
+
+
+def test_an_error_speaks_of_the_preset_that_is_meant(capsys):
+    with pytest.raises(SystemExit):
+        command(train.Train.from_preset, pytest.fail, ["amazon-beauty", "--model.width", "0"])
+    said = capsys.readouterr().err
+    assert "Error parsing model: width must be at least 1, not 0" in said
+    assert "amazon-beauty" in said
+    with pytest.raises(SystemExit):
+        command(train.Train.from_preset, pytest.fail, ["amazon-beuty"])
+    assert "amazon-beauty" in capsys.readouterr().err
