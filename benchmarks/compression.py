@@ -16,7 +16,8 @@ from typing import Any
 from benchmarks import students
 from benchmarks.command import command
 from benchmarks.rows import Results, Row, Subject, table, values_of
-from benchmarks.variants import RUNS, spread
+from benchmarks.variants import RUNS, preset_name, spread
+from jobs.presets import PRESETS
 from jobs.recipes import NAMED
 from recsys.evaluate.report import readable_bytes
 from recsys.files import read_json
@@ -83,7 +84,9 @@ def measure(results: Results, options: Options) -> None:
     for seed in options.seeds:
         directory = RUNS / options.dataset / BENCHMARK / str(seed)
         student = options.student or directory / "student"
-        words = students.student_words(options, (), seed)
+        # A teacher that is asked live is asked for what the preset's loss reads, and no more.
+        live = PRESETS[preset_name(options.dataset)].live
+        words = options.words((), seed) if live else students.student_words(options, (), seed)
         if options.student is None:
             students.distill(words, made, student)
         subject = Subject(options.dataset, "recsys", STUDENT, seed)

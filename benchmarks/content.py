@@ -28,6 +28,7 @@ from benchmarks.variants import (
     teacher_as_student,
     train,
 )
+from recsys.files import read_json
 
 BENCHMARK = "content"
 TEXT = ("--model.content", "text")
@@ -91,8 +92,19 @@ class Options(Runs):
         return [*words, "--content.text-columns", *self.text_columns]
 
     def prepare(self) -> Path:
-        """Returns the dataset with content, which is made where it is not given."""
+        """Returns the dataset with content, which is made where it is not given.
+
+        Raises:
+            ValueError: the one that is given was made otherwise than the rows would say.
+        """
         if self.prepared is not None:
+            made = read_json(self.prepared / "stage.json")["config"]
+            columns = tuple(made["content"]["text_columns"])
+            if (made["cold_items"], columns) != (self.cold_items, self.text_columns):
+                raise ValueError(
+                    f"{self.prepared} has other cold items or text columns: give --cold-items "
+                    f"{made['cold_items']:g} --text-columns {' '.join(columns)}"
+                )
             return self.prepared.resolve()
         dataset = self.directory / "dataset"
         given = ["--log", f"{self.log}", "--items", f"{self.items}"]

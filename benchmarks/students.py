@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.variants import RUNS, Runs, job, preset_name, train, values
-from jobs.presets import PRESETS
+from benchmarks.variants import RUNS, Runs, job, train, values
 from recsys.files import read_json
 
 KEEP = ("--keep.num-sampled", "64", "--keep.vectors")
-"""What all losses need, so that all students of a data set read the same targets; a teacher that is
-asked live keeps none."""
+"""What all losses need, so that all students of a data set read the same targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +47,7 @@ def material(options: Options) -> Material:
 
 def student_words(options: Options, flags: tuple[str, ...], seed: int) -> list[str]:
     """Returns the arguments of `jobs.distill`."""
-    live = PRESETS[preset_name(options.dataset)].live
-    return options.words(flags if live else (*flags, *KEEP), seed)
+    return options.words((*flags, *KEEP), seed)
 
 
 def distill(
@@ -74,8 +71,14 @@ def distill(
 
 def compress(words: list[str], learned_from: Material, student: Path, output: Path) -> dict:
     """Compresses a student, unless that is done, and returns the report of what it becomes."""
-    targets, dataset = learned_from.targets, learned_from.dataset
-    job("compress", words, dataset=dataset, model=student, targets=targets, output=output)
+    places = {
+        "dataset": learned_from.dataset,
+        "teacher": learned_from.teacher,
+        "targets": learned_from.targets,
+        "model": student,
+        "output": output,
+    }
+    job("compress", words, **places)
     return read_json(output / "report.json")
 
 

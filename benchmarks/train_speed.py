@@ -87,7 +87,7 @@ class Options:
     threads: int = 2
     """Threads of every system."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where recsys trains; others do on the processor."""
+    """Where recsys trains, in one process; others do on the processor."""
     budget_minutes: float = 60.0
     """Minutes of training that a peer has to reach its best."""
     profile: bool = False
@@ -104,6 +104,11 @@ class Options:
         if unknown:
             raise ValueError(
                 f"no system {', '.join(sorted(unknown))}; known are {', '.join(CONTENDERS)}"
+            )
+        if self.device == "cuda" and ("recsys-workers" in self.only or self.profile):
+            raise ValueError(
+                "a GPU is measured in one process, and not profiled: give --only recsys, or "
+                "recsys-eager, and no --profile"
             )
 
 
@@ -233,7 +238,7 @@ class Bench:
 
     def wanted(self, subject: Subject) -> bool:
         """Returns whether the subject is still to be measured."""
-        return self.options.again or not self.results.has(subject, self.command())
+        return self.options.again or not self.results.has(subject, self.command(subject))
 
     def keep(
         self,
@@ -242,14 +247,15 @@ class Bench:
         versions: dict[str, str] | None,
     ) -> None:
         """Writes what was measured."""
-        self.results.put(subject, self.command(), values, measured_with=versions)
+        self.results.put(subject, self.command(subject), values, measured_with=versions)
 
-    def command(self) -> str:
+    def command(self, subject: Subject) -> str:
         """Returns the command of a row: what decides its value, not how often it is measured."""
         options = self.options
         words = ["python -m benchmarks.train_speed", options.dataset, "--what", options.what]
         words += ["--threads", str(options.threads)]
-        words += ["--device", options.device] if options.device != "cpu" else []
+        if options.device == "cuda" and subject.system not in (RECTOOLS.name, RECBOLE.name):
+            words += ["--device", "cuda"]
         if options.what == "time-to-quality":
             words += ["--budget-minutes", f"{options.budget_minutes:g}"]
         return " ".join(words)
@@ -332,7 +338,8 @@ def _median_and_range(values: Sequence[float]) -> str:
 
 def measure(results: Results, options: Options) -> None:
     """Measures what is not measured yet."""
-    Bench(options, options.prepared or prepare(options.dataset, options.log), results).run()
+    given = options.prepared and options.prepared.resolve()
+    Bench(options, given or prepare(options.dataset, options.log), results).run()
 
 
 def main(options: Options) -> None:

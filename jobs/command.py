@@ -56,9 +56,10 @@ def _parse(from_preset: Callable[[Preset, Path], Job], words: list[str], program
         return tyro.cli(
             type(preset),
             prog=f"{prog} {words[0]}",
+            description=f"{PRESETS[words[0]].description} Takes --run DIR, too.",
             default=preset,
             args=words[1:],
-            config=(tyro.conf.AvoidSubcommands,),  # as below
+            config=(tyro.conf.AvoidSubcommands,),  # as overridable_config_cli has it
         )
     jobs = {name: (preset.description, job(name)) for name, preset in PRESETS.items()}
     return tyro.extras.overridable_config_cli(jobs, prog=prog, description=RUN, args=words)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.command import command
-from jobs.on_ray import start_ray
+from jobs.on_ray import require_gpus, start_ray
 from jobs.presets import Preset
 from jobs.train import SCRATCH, train_model
 from recsys.checkpoint import Origin
@@ -171,6 +171,8 @@ def _write_targets(job: Distill, directory: Path) -> None:
         write_targets(teacher, Dataset.open(job.dataset), directory, job.keep)
         return
     start_ray()
+    if job.train.device == "cuda":
+        require_gpus(num_workers)
     from recsys.distill.on_ray import write_targets_on_ray
 
     asked = (job.teacher, job.dataset, directory, job.keep)

@@ -31,7 +31,7 @@ LOGICAL_CPUS = 8  # more than a laptop may have: stages sleep while their parts 
 
 def start_ray() -> None:
     """Starts Ray in this machine's loopback, or joins the cluster where one is set; idempotent."""
-    in_cluster = "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ
+    in_cluster = _in_cluster()
     if not in_cluster:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
@@ -66,6 +66,27 @@ def start_ray() -> None:
     _guard_token()
 
 
+def require_gpus(count: int) -> None:
+    """Checks that there is a GPU for each of `count` workers, for whom Ray would wait without end.
+    A cluster may grow, and is not asked.
+
+    Raises:
+        ValueError: this machine has fewer.
+    """
+    import ray
+
+    found = int(ray.cluster_resources().get("GPU", 0))
+    if found < count and not _in_cluster():
+        raise ValueError(
+            f"{count} workers need a GPU each and this machine has {found}: give --num-workers, 0 "
+            "for this process, or --train.device cpu"
+        )
+
+
+def _in_cluster() -> bool:
+    return "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ
+
+
 def _guard_token() -> None:
     """Lets this user alone read the token that Ray has written."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
@@ -98,7 +119,7 @@ def submit_and_follow(
             patterns) and without what its .gitignore names.
 
     Raises:
-        ValueError: the cluster cannot be reached, or refuses us.
+        ValueError: the cluster cannot be reached, or refuses us, or has gone.
     """
     # Not above: Ray reads its environment when it is imported.
     from ray.exceptions import AuthenticationError
@@ -115,16 +136,23 @@ def submit_and_follow(
             f"{address} wants the cluster's token and there is none here, or another: put it in "
             "RAY_AUTH_TOKEN, or its file's path in RAY_AUTH_TOKEN_PATH"
         ) from None
-    except (ConnectionError, RuntimeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ValueError(f"no job server answers at {address}: {first_line}") from None
+    except (OSError, RuntimeError) as error:  # those of `requests` are OSErrors
+        raise ValueError(f"no job server answers at {address}: {_first_line(error)}") from None
     print(f"submit: {job} runs {entrypoint!r} at {address}", flush=True)
     try:
         asyncio.run(_print_log(client, job))
+        return _exit_code(client, job)
     except KeyboardInterrupt:
         print(f"submit: {job} goes on; `ray job stop --address {address} {job}` ends it")
         raise
-    return _exit_code(client, job)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{address} does not answer any more, and {job} may go on: {_first_line(error)}"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 async def _print_log(client: "JobSubmissionClient", job: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.command import command
-from jobs.on_ray import start_ray
+from jobs.on_ray import require_gpus, start_ray
 from jobs.presets import Preset
 from recsys.checkpoint import Origin
 from recsys.compress.package import package
@@ -110,6 +110,8 @@ def train_on(task: Task, directory: Path, num_workers: NumWorkers) -> Fitted:
     if num_workers == 0:
         return fit(task, directory)
     start_ray()
+    if task.train.device == "cuda":
+        require_gpus(num_workers if isinstance(num_workers, int) else num_workers[0])
     from recsys.train.on_ray import fit_on_ray
 
     return fit_on_ray(task, directory, num_workers)

@@ -247,8 +247,9 @@ class _CrossEntropy(torch.autograd.Function):
             chunk = [SoftLabels(i[part], w[part], temperature) for i, w, temperature in labels]
             if left_out_NM is not None:
                 leave_out(scores_CV, left_out_NM[part], chunk)
-            # The last chunk has another size every time: not worth a kernel of its own.
-            fused = _compiles.get() and len(scores_CV) == size
+            # The last chunk, and what a GPU takes at once, has another size every time: not worth a
+            # kernel of its own.
+            fused = _compiles.get() and len(scores_CV) == CHUNK
             loss, gradient_CV = _loss_and_gradient(scores_CV, chunk, own, fused)
             total += loss
             if own:

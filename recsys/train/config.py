@@ -50,8 +50,8 @@ class TrainConfig:
     matmul_precision: Literal["highest", "high", "medium"] = "medium"
     """torch.set_float32_matmul_precision of other products; medium rounds to bfloat16 on AMX."""
     compile: bool = False
-    """Whether torch.compile builds encoder and softmax, where there is a C++ compiler; pays for
-    runs of minutes."""
+    """Whether torch.compile builds the encoder and, on a processor, the softmax, where there is a
+    C++ compiler; pays for runs of minutes."""
     num_threads: int | None = None
     """Threads of each worker; none for torch's own choice."""
     sharded: bool = False

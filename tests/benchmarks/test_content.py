@@ -43,6 +43,7 @@ def test_variants_and_their_ensemble_are_measured_once(asked, tmp_path, capsys):
     for _ in range(2):
         run(Results("content", tmp_path), options, content.measure, content.markdown)
     assert [words[0] for words in asked if words[0] != "prepare"] == ["train", "train", "ensemble"]
+    assert list(asked[0][:4]) == ["prepare", "amazon-beauty", "--cold-items", "0.05"]
     home = tmp_path / "amazon-beauty" / "content" / "5%-of-items-held-out"
     members = [str(home / "ids" / seed) for seed in "01"]
     assert asked[-1][1:5] == ["amazon-beauty", "--members", *members]
@@ -79,9 +80,12 @@ def test_an_unknown_variant_and_a_missing_log_are_refused():
 
 
 def test_a_dataset_that_is_given_is_not_prepared(asked, tmp_path):
-    options = content.Options(
-        dataset="amazon-beauty", prepared=tmp_path, only=("ids",), seeds=(0,), device="cuda"
-    )
+    made = {"cold_items": 0.05, "content": {"text_columns": ["title"]}}
+    write_json(tmp_path / "stage.json", {"config": made})
+    given = {"dataset": "amazon-beauty", "prepared": tmp_path, "only": ("ids",), "seeds": (0,)}
+    with pytest.raises(ValueError, match=r"--cold-items 0.05 --text-columns title$"):
+        content.measure(Results("content", tmp_path), content.Options(**given))
+    options = content.Options(**given, text_columns=("title",), device="cuda")
     content.measure(Results("content", tmp_path), options)
     assert [words[0] for words in asked] == ["train"]
     (row, *_) = Results("content", tmp_path).rows()

@@ -39,11 +39,9 @@ def test_every_loss_parses_and_the_targets_hold_what_it_needs(dataset, flags):
     assert job.train.seed == 3
 
 
-def test_a_teacher_that_is_asked_live_keeps_nothing_and_a_gpu_is_asked_for_by_name():
-    options = students.Options(dataset="amazon-multi", device="cuda", num_workers=0)
+def test_a_gpu_is_asked_for_by_name():
+    options = students.Options(dataset="amazon-beauty", device="cuda", num_workers=0)
     job = parsed(students.student_words(options, (), seed=1))
-    assert job.live
-    assert not job.keep.vectors
     assert (job.train.device, job.num_workers, job.train.seed) == ("cuda", 0, 1)
 
 

@@ -1,6 +1,7 @@
 """jobs.submit against a real local cluster, started as the head of cluster/local.yaml says."""
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -9,12 +10,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
+import ray
 
 from jobs.submit import ADDRESS, Submit, entrypoint, parse
 from recsys.checkpoint import verify_model
@@ -174,6 +178,32 @@ def test_no_token_is_one_line(head, tmp_path):
     without = {**head.environment, "HOME": str(tmp_path)}
     without.pop("RAY_AUTH_TOKEN_PATH")
     assert "RAY_AUTH_TOKEN" in one_line(without, "prepare", "--address", head.address)
+
+
+class Dying(BaseHTTPRequestHandler):
+    """Says which version it is, and hangs up on whoever asks for more."""
+
+    def do_GET(self):
+        if self.path == "/api/version":
+            body = json.dumps({"version": "4", "ray_version": ray.__version__}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        self.close_connection = True
+
+    do_PUT = do_POST = do_GET
+
+    def log_message(self, format, *args):
+        pass
+
+
+def test_a_cluster_that_dies_is_one_line(environment):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dying) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert address in one_line(environment, "prepare", "--address", address)
+        server.shutdown()
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "nonsense"])

@@ -80,16 +80,6 @@ def test_compiled_and_in_bfloat16_it_learns_about_the_same(dataset_directory, tm
     assert losses(fit(task, tmp_path / "cuda")) == pytest.approx(expected, rel=2e-2)
 
 
-def test_a_run_goes_on_where_there_is_no_gpu(dataset_directory, tmp_path):
-    task = Task(dataset=dataset_directory, model=TRANSFORMER, train=replace(CUDA, epochs=3))
-    expected = losses(fit(task, tmp_path / "cuda"))
-    state = torch.load(tmp_path / "cuda" / "checkpoint.pt", weights_only=True)
-    assert state["position"][0] == 3
-    goes_on = fit(replace(task, train=CPU), tmp_path / "cuda")
-    assert losses(goes_on) == expected
-    assert all(weight.device.type == "cpu" for weight in goes_on.model.state_dict().values())
-
-
 def test_a_teacher_answers_the_same_stored_and_live(dataset_directory, dataset, tmp_path):
     teacher = tmp_path / "teacher"
     torch.manual_seed(0)

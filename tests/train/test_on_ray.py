@@ -15,6 +15,7 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
     get_or_create_autoscaling_coordinator,
 )
 
+from jobs.on_ray import require_gpus
 from recsys.models import TransformerConfig
 from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit
@@ -163,3 +164,8 @@ def test_what_a_user_can_cause_comes_back_in_one_line(dataset_directory, tmp_pat
     broken = replace(task, objective=diverges)
     with pytest.raises(ValueError, match=r"^the loss is nan at step 0; lower the learning rate$"):
         fit_on_ray(broken, tmp_path, 1)
+
+
+def test_more_gpus_than_there_are_are_refused(ray_started):
+    with pytest.raises(ValueError, match="1000 workers need a GPU each and this machine has"):
+        require_gpus(1000)
