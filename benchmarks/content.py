@@ -28,7 +28,7 @@ from benchmarks.variants import (
     teacher_as_student,
     train,
 )
-from recsys.files import read_json
+from recsys.files import STAGE_FILE, read_json
 
 BENCHMARK = "content"
 TEXT = ("--model.content", "text")
@@ -98,7 +98,7 @@ class Options(Runs):
             ValueError: the one that is given was made otherwise than the rows would say.
         """
         if self.prepared is not None:
-            made = read_json(self.prepared / "stage.json")["config"]
+            made = read_json(self.prepared / STAGE_FILE)["config"]
             columns = tuple(made["content"]["text_columns"])
             if (made["cold_items"], columns) != (self.cold_items, self.text_columns):
                 raise ValueError(
