@@ -32,6 +32,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "kl and hint": ("--distill.hint-weight", "1"),
     "kl and contrast": ("--distill.contrast-weight", "0.1"),
     "kl and relation": ("--distill.relation-weight", "10"),
+    "kl and item ranking": ("--distill.item-ranking-weight", "0.1"),
     "kl, live": ("--live",),
     "kl, from noise": ("--start", "fresh"),
 }

@@ -1,7 +1,7 @@
 """Ways of listening to a teacher, as pure functions.
 
-They return the loss of each of N positions, but for `hint` and `relation`, which return one value
-for all. K items of each position are the teacher's best, in its order; M more are a sample of all
+They return the loss of each of N positions, but for `item_ranking`, that of each item, and `hint`
+and `relation`, which return one value for all. K items of each position are the teacher's best, in its order; M more are a sample of all
 others. Those that do not count, as they are among the best or seen by the user, are masked: their
 scores are `LEFT_OUT`. The cross-entropy over the whole catalogue, which is the default, is in
 `recsys.losses`.
@@ -73,6 +73,19 @@ def relaxed_ranking(student_NK: Tensor, tail_NM: Tensor | None = None) -> Tensor
     if tail_NM is not None:
         remaining_NK = torch.logaddexp(remaining_NK, tail_NM.logsumexp(dim=1, keepdim=True))
     return (remaining_NK - student_NK).mean(dim=-1)
+
+
+def item_ranking(student_NI: Tensor, teacher_NI: Tensor, num_best: int) -> Tensor:
+    """Returns for each of I items how unlikely the student makes the teacher's order of positions.
+
+    The other side of `relaxed_ranking`: of N positions the `num_best` that an item suits best are
+    its list, in the teacher's order, and the others its tail (Kang et al., Item-side Ranking
+    Regularized Distillation, Information Sciences 580, 2021). A softmax leaves each position's
+    scores free up to a constant, so that it is the shares among the I items that are ranked.
+    """
+    student_IN, teacher_IN = (scores.log_softmax(dim=1).T for scores in (student_NI, teacher_NI))
+    ranked_IN = student_IN.gather(1, teacher_IN.argsort(dim=1, descending=True))
+    return relaxed_ranking(ranked_IN[:, :num_best], ranked_IN[:, num_best:])
 
 
 def union(

@@ -24,7 +24,8 @@ from recsys.losses import (
 from recsys.models.interface import SequenceModel
 from recsys.train.objective import Drawn, Sampler, TensorBatch, sampled, seen_items
 
-NUM_RELATED = 512  # items of a batch whose cosines are compared
+NUM_RELATED = 512  # items of a batch whose cosines are compared, or that rank as many positions
+NUM_SUITED = 32  # positions of those that are an item's list
 POPULARITY_POWER = 0.5  # items stand for the catalogue by their count to this power
 NUM_OWN = 10  # best items of the student in the union with the teacher's
 
@@ -41,6 +42,7 @@ Soft = Literal[
 ]
 NEEDS_SAMPLE = ("probabilities", "binary", "relaxed-ranking")
 NEEDS_CATALOGUE = ("probabilities", "union")
+VECTOR_WEIGHTS = ("hint_weight", "contrast_weight", "relation_weight", "item_ranking_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,8 @@ class DistillConfig:
     """Weight of telling the teacher's states apart."""
     relation_weight: float = 0.0
     """Weight of keeping the cosines between items."""
+    item_ranking_weight: float = 0.0
+    """Weight of ranking, for each item, the positions that it suits as the teacher does."""
     leave_out_seen: bool = True
     """Whether the student's distribution is over what is new to the user; as with the targets."""
     num_negatives: int | None = None
@@ -92,21 +96,21 @@ class DistillConfig:
                 f"soft labels by {self.soft} are over the whole catalogue: "
                 "give --distill.num-negatives None"
             )
-        for name in ("others_weight", "hint_weight", "contrast_weight", "relation_weight"):
+        for name in ("others_weight", *VECTOR_WEIGHTS):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
     @property
     def matches_vectors(self) -> bool:
         """Whether the loss reads states or item vectors of the teacher."""
-        return bool(self.hint_weight or self.contrast_weight or self.relation_weight)
+        return any(getattr(self, name) for name in VECTOR_WEIGHTS)
 
     @property
     def unread(self) -> set[str]:
         """Columns of targets that the loss does not read."""
         sample = set() if self.soft in NEEDS_SAMPLE else {"sampled_NM", "sampled_scores_NM"}
-        states = set() if self.hint_weight or self.contrast_weight else {"states_NE"}
-        return sample | states
+        reads_states = self.hint_weight or self.contrast_weight or self.item_ranking_weight
+        return sample | (set() if reads_states else {"states_NE"})
 
     def require(self, kept: TargetsConfig) -> None:
         """Checks that the teacher's answers hold what the loss reads.
@@ -126,8 +130,8 @@ class DistillConfig:
             )
         if self.matches_vectors and not kept.vectors:
             raise ValueError(
-                "hint, contrast and relation need the teacher's vectors in the targets: "
-                "write them with --keep.vectors"
+                "hint, contrast, relation and item ranking need the teacher's vectors in the "
+                "targets: write them with --keep.vectors"
             )
 
 
@@ -314,14 +318,27 @@ class Distillation:
             loss = loss + config.hint_weight * count * losses.hint(at.states_ND, teacher_NE)
         if config.contrast_weight and count:
             loss = loss + config.contrast_weight * losses.contrast(at.states_ND, teacher_NE).sum()
-        if config.relation_weight:
-            items_I = at.targets_N.unique()
-            items_I = items_I[torch.randperm(len(items_I), device=items_I.device)[:NUM_RELATED]]
+        if config.relation_weight or config.item_ranking_weight:
+            items_I = _some(at.targets_N.unique())
             teacher_IE = self._item_vectors[items_I.cpu()].float().to(items_I.device)
             vectors_ID = at.model.item_vectors(items_I)  # of a shared table, all workers ask for
-            difference = losses.relation(vectors_ID, teacher_IE) if count else vectors_ID.sum()
-            loss = loss + config.relation_weight * max(count, 1) * difference
+            if not count:
+                return loss + vectors_ID.sum()
+            if config.relation_weight:
+                difference = losses.relation(vectors_ID, teacher_IE)
+                loss = loss + config.relation_weight * count * difference
+            if config.item_ranking_weight:
+                places_P = _some(torch.arange(count, device=items_I.device))
+                student_PI = at.states_ND[places_P] @ vectors_ID.T
+                teacher_PI = teacher_NE[places_P] @ teacher_IE.T
+                ranked_I = losses.item_ranking(student_PI, teacher_PI, NUM_SUITED)
+                loss = loss + config.item_ranking_weight * count * ranked_I.mean()
         return loss
+
+
+def _some(values_N: Tensor) -> Tensor:
+    """Returns `NUM_RELATED` of the values at most, drawn by torch's random state."""
+    return values_N[torch.randperm(len(values_N), device=values_N.device)[:NUM_RELATED]]
 
 
 def _distribution(at: _Positions, config: DistillConfig) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,25 @@ def test_the_order_of_the_tail_does_not_matter():
     )
 
 
+def test_the_order_of_positions_by_hand():
+    """Two items share each of three positions; the first item's are 1/2, 3/4 and 1/5 of them."""
+    teacher_NI = torch.tensor([[1.0, 1.0], [3.0, 1.0], [1.0, 4.0]]).log()
+    student_NI = torch.tensor([[1.0, 1.0], [1.0, 2.0], [3.0, 2.0]]).log()  # 1/2, 1/3, 3/5
+    best_is_second = -math.log((1 / 3) / (1 / 2 + 1 / 3 + 3 / 5))
+    best_is_third = -math.log((2 / 5) / (1 / 2 + 2 / 3 + 2 / 5))
+    found_I = losses.item_ranking(student_NI, teacher_NI, 1)
+    torch.testing.assert_close(found_I, torch.tensor([best_is_second, best_is_third]))
+
+
+def test_what_a_softmax_leaves_free_does_not_change_the_order_of_positions():
+    student_NI, teacher_NI = torch.randn(9, 4), torch.randn(9, 4)
+    found_I = losses.item_ranking(student_NI, teacher_NI, 9)
+    moved = (scores + torch.randn(9, 1) for scores in (student_NI, teacher_NI))
+    torch.testing.assert_close(losses.item_ranking(*moved, 9), found_I)
+    best_I = losses.item_ranking(3 * teacher_NI, teacher_NI, 9)
+    assert (best_I < losses.item_ranking(-3 * teacher_NI, teacher_NI, 9)).all()
+
+
 def test_the_union_by_hand():
     student_NK, teacher_NK = torch.tensor([[0.0]]), torch.tensor([[math.log(0.6)]])
     student_best_NJ = torch.tensor([[LN3, 0.0]])  # the second is the teacher's own
@@ -129,6 +148,8 @@ def test_relations_by_hand():
         lambda s, t: losses.decoupled(
             s[:, :1], t[:, :1], s[:, 1:], t[:, 1:], temperature=1.5, others_weight=2.0
         ),
+        lambda s, t: losses.item_ranking(s, t, 3),
+        lambda s, t: losses.item_ranking(s, t, 8),  # all positions, and none in the tail
         losses.hint,
         losses.contrast,
         losses.relation,

@@ -11,6 +11,7 @@ from recsys.distill.answers import Answers, LiveTeacher, TargetsConfig
 from recsys.distill.objective import (
     NEEDS_CATALOGUE,
     NEEDS_SAMPLE,
+    VECTOR_WEIGHTS,
     Distillation,
     DistillConfig,
     Soft,
@@ -164,7 +165,7 @@ def test_what_is_over_the_whole_catalogue_takes_no_sample(soft):
         DistillConfig(soft=soft, num_negatives=8)
 
 
-@pytest.mark.parametrize("weight", ["hint_weight", "contrast_weight", "relation_weight"])
+@pytest.mark.parametrize("weight", VECTOR_WEIGHTS)
 def test_vectors_are_matched_on_top_of_labels(directory, batch, student, weight):
     plain, matched = (
         Distillation(directory / "targets", config)
@@ -185,7 +186,7 @@ def test_a_share_of_a_batch_that_is_all_padding_has_no_loss(
 ):
     """As a worker gets where an epoch's last batch has fewer rows than there are workers."""
     batch = to_tensors(empty_batch(2, 20), torch.device("cpu"))
-    config = DistillConfig(**settings, hint_weight=1, contrast_weight=1, relation_weight=1)
+    config = DistillConfig(**settings, **dict.fromkeys(VECTOR_WEIGHTS, 1))
     loss = Distillation(directory / "targets", config, dataset_directory)(student, batch)
     loss.backward()
     assert loss.item() == 0
