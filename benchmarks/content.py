@@ -138,15 +138,19 @@ def measure_alone(results: Results, options: Options, variant: str, seed: int) -
 
 
 def measure_ensemble(results: Results, options: Options, variant: str) -> None:
-    """Measures the mean of a variant's seeds, unless that is done."""
+    """Measures the mean of a variant's seeds, unless that is done and they are elsewhere.
+
+    Where they are at hand they may have been trained anew since.
+    """
     seeds = list(map(str, options.seeds))
     name = ensemble_of(variant, options)
     subject = Subject(options.dataset, "recsys", f"{name}; {options.held_out}", options.seeds[0])
     line = shlex.join(["python", "-m", "jobs.ensemble", options.dataset, "--members", *seeds])
-    if results.has(subject, line):
-        return
     home = options.directory
     members = [home / variant / seed for seed in seeds]
+    at_hand = all((member / STAGE_FILE).exists() for member in members)
+    if results.has(subject, line) and not at_hand:
+        return
     report = ensemble([options.dataset, "--members"], members, options.prepare(), home / name)
     results.put(subject, line, values(report))
 
