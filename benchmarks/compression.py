@@ -1,31 +1,34 @@
 """What each way to compress brings: `python -m benchmarks.compression movielens-1m --log LOG`.
 
-The preset's student, compressed by each method alone and by several together, without and with
-recovery from the teacher's answers. Bytes of the graph, milliseconds from history to top 10 at
-batch 1 on one thread, NDCG@10 on test. Rows go to benchmarks/results/compression.json; `--readme`
-writes the table between the markers `compression-<dataset>` of the README.
+The preset's student, or one that is given, compressed by each method alone and by several together,
+without and with recovery from the teacher's answers. Bytes of the graph, milliseconds from history
+to top 10 at batch 1 on one thread, NDCG@10 on test; how many times smaller than the teacher, and
+what is kept of its accuracy (of the student's in rows from before the teacher had one). Rows go to
+benchmarks/results/compression.json; `--readme` writes the table between the markers
+`compression-<dataset>` of the README.
 """
 
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import students
 from benchmarks.command import command
 from benchmarks.rows import Results, Row, Subject, table, values_of
-from benchmarks.variants import RUNS, preset_name, spread
+from benchmarks.variants import RUNS, changes, preset_name, spread
 from jobs.presets import PRESETS
 from jobs.recipes import NAMED
 from recsys.evaluate.report import readable_bytes
-from recsys.files import read_json
+from recsys.files import STAGE_FILE, read_json
 from recsys.models import load_model
 from recsys.models.transformer import TransformerConfig
 
 BENCHMARK = "compression"
-STUDENT = "the student"
+TEACHER, STUDENT = "the teacher", "the student"
 METRIC = "ndcg@10"
 RECOVERED = "+2"
 """Epochs of recovery, as a step of a recipe has them."""
@@ -41,6 +44,17 @@ class Options(students.Options):
     """The teacher's answers that the student learnt from, which recovery needs; none to ask."""
     only: tuple[str, ...] = ()
     """Recipes, their steps with spaces between them; none for all."""
+    name: str = ""
+    """What rows call the student, or its teacher, if they are not the preset's."""
+
+    def variant(self, what: str) -> str:
+        """Returns the name of a row."""
+        return f"{what}; {self.name}" if self.name else what
+
+    @property
+    def directory(self) -> Path:
+        """Where students and what becomes of them go."""
+        return RUNS / self.dataset / BENCHMARK / self.name.replace(" ", "-")
 
 
 def recipes(model: TransformerConfig) -> list[str]:
@@ -81,15 +95,25 @@ def measure(results: Results, options: Options) -> None:
     made = students.material(options)
     if options.targets is not None:
         made = replace(made, targets=options.targets)
+    preset = PRESETS[preset_name(options.dataset)]
     for seed in options.seeds:
-        directory = RUNS / options.dataset / BENCHMARK / str(seed)
+        directory = options.directory / str(seed)
         student = options.student or directory / "student"
+        shape = ()
+        if options.student is not None:
+            flags = changes("model", load_model(student).config, preset.student)
+            shape = tuple(word for flag in flags.items() for word in flag)
         # A teacher that is asked live is asked for what the preset's loss reads, and no more.
-        live = PRESETS[preset_name(options.dataset)].live
-        words = options.words((), seed) if live else students.student_words(options, (), seed)
+        words = options.words if preset.live else partial(students.student_words, options)
+        words = words(shape, seed)
         if options.student is None:
             students.distill(words, made, student)
-        subject = Subject(options.dataset, "recsys", STUDENT, seed)
+        subject = Subject(options.dataset, "recsys", options.variant(TEACHER), seed)
+        stage = read_json(made.teacher / STAGE_FILE)["stage"]
+        results.put(
+            subject, f"python -m jobs.{stage} {preset_name(options.dataset)}", values(made.report)
+        )
+        subject = subject._replace(variant=options.variant(STUDENT))
         line = shlex.join(["python", "-m", "jobs.distill", *words])
         if not results.has(subject, line):
             results.put(subject, line, values(read_json(student / "report.json")))
@@ -97,9 +121,8 @@ def measure(results: Results, options: Options) -> None:
         if not isinstance(model, TransformerConfig):
             raise ValueError(f"{student} is no transformer, which these recipes are for")
         for recipe in options.only or recipes(model):
-            subject = subject._replace(variant=recipe)
-            flags = ("--recipe", *recipe.split())
-            words = options.words(flags, seed)
+            subject = subject._replace(variant=options.variant(recipe))
+            words = options.words(("--recipe", *recipe.split()), seed)
             line = shlex.join(["python", "-m", "jobs.compress", *words])
             if results.has(subject, line):
                 continue
@@ -108,37 +131,55 @@ def measure(results: Results, options: Options) -> None:
 
 
 def values(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
-    """Returns value and unit of what is kept of a model's report."""
-    return {
-        METRIC: (report[METRIC], ""),
-        "size_bytes": (report["size_bytes"], "bytes"),
-        "latency_p50": (report["latency_ms"]["batch_1"]["p50"], "ms"),
-    }
+    """Returns value and unit of what is kept of a model's report; of some nothing can be served."""
+    measured = {METRIC: (report[METRIC], ""), "size_bytes": (report["size_bytes"], "bytes")}
+    if latency := report.get("latency_ms"):
+        measured["latency_p50"] = (latency["batch_1"]["p50"], "ms")
+    return measured
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Returns means over the seeds, and shares of what the student has."""
-    whole = {metric: values_of(rows, metric, variant=STUDENT) for metric in (METRIC, "size_bytes")}
+    """Returns means over the seeds, and shares of what the teacher has, student by student."""
+    names = dict.fromkeys(row.variant for row in rows)
     lines = []
-    for name in dict.fromkeys(row.variant for row in rows):
-        accuracy, size, latency = (
-            values_of(rows, metric, variant=name)
-            for metric in (METRIC, "size_bytes", "latency_p50")
-        )
-        kept = statistics.mean(accuracy) / statistics.mean(whole[METRIC])
-        smaller = statistics.mean(whole["size_bytes"]) / statistics.mean(size)
-        lines.append(
-            [
-                name if name == STUDENT else f"`{name}`",
-                readable_bytes(round(statistics.mean(size))),
-                f"{smaller:.1f}",
-                f"{statistics.median(latency):.2f}",
-                spread(accuracy),
-                f"{kept:.1%}",
-                f"{len(accuracy)}",
-            ]
-        )
+    for name in dict.fromkeys(variant.partition("; ")[2] for variant in names):
+        group = [variant for variant in names if variant.partition("; ")[2] == name]
+        group.sort(key=lambda v: (not v.startswith(TEACHER), not v.startswith(STUDENT)))
+        whole = _means(rows, group[0])
+        lines += [_line(rows, variant, whole) for variant in group]
     return table(["recipe", "bytes", "times smaller", "ms", "NDCG@10", "kept", "seeds"], lines)
+
+
+class _Means(NamedTuple):
+    accuracy: float
+    size: float
+
+
+def _means(rows: Sequence[Row], variant: str) -> _Means:
+    return _Means(
+        *(
+            statistics.mean(values_of(rows, metric, variant=variant))
+            for metric in (METRIC, "size_bytes")
+        )
+    )
+
+
+def _line(rows: Sequence[Row], variant: str, whole: _Means) -> list[str]:
+    """Returns the cells of a row of the table."""
+    accuracy, latency = (
+        values_of(rows, metric, variant=variant) for metric in (METRIC, "latency_p50")
+    )
+    means = _means(rows, variant)
+    recipe, apart, name = variant.partition("; ")
+    return [
+        variant if recipe in (TEACHER, STUDENT) else f"`{recipe}`{apart}{name}",
+        readable_bytes(round(means.size)),
+        f"{whole.size / means.size:.1f}",
+        f"{statistics.median(latency):.2f}" if latency else "-",
+        spread(accuracy),
+        f"{means.accuracy / whole.accuracy:.1%}",
+        f"{len(accuracy)}",
+    ]
 
 
 if __name__ == "__main__":

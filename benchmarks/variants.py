@@ -154,15 +154,17 @@ def teacher_as_student(dataset: str) -> dict[str, str]:
     """Returns flags of `jobs.distill` and their values, for a student that has the shape and the
     training of the preset's teacher."""
     preset = PRESETS[preset_name(dataset)]
-    pairs = {
-        "model": (preset.teacher, preset.student),
-        "train": (preset.train, preset.train_student),
-    }
+    model = changes("model", preset.teacher, preset.student)
+    return {**model, **changes("train", preset.train, preset.train_student)}
+
+
+def changes(group: str, wanted: Any, default: Any) -> dict[str, str]:
+    """Returns the flags of a group, and their values, that make `wanted` of a default config."""
+    known = to_json(default)
     return {
         f"--{group}.{name.replace('_', '-')}": f"{value}"
-        for group, (wanted, default) in pairs.items()
         for name, value in to_json(wanted).items()
-        if value != to_json(default).get(name)
+        if value != known.get(name)
     }
 
 

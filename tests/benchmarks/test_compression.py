@@ -28,7 +28,23 @@ def test_every_recipe_fits_the_preset_s_student_and_makes_it_smaller(preset):
         assert parameters < count or precision != "float32" or shorter
 
 
-def test_rows_are_shares_of_the_student(tmp_path):
+def test_rows_are_shares_of_their_teacher(tmp_path):
+    results = Results("compression", tmp_path)
+    rows = {"the student": WHOLE, "int8": HALF, "the student; wide": HALF, "int8; wide": HALF}
+    for variant, values in rows.items():
+        results.put(Subject("synthetic", "recsys", variant, 0), "a", values)
+    unserved = {"ndcg@10": (0.25, ""), "size_bytes": (800_000.0, "bytes")}
+    results.put(Subject("synthetic", "recsys", "the teacher; wide", 0), "c", unserved)
+    assert compression.markdown(results.rows()).splitlines()[2:] == [
+        "| the student | 390.6 KiB | 1.0 | 0.40 | 0.2000 | 100.0% | 1 |",
+        "| `int8` | 195.3 KiB | 2.0 | 0.30 | 0.1900 | 95.0% | 1 |",
+        "| the teacher; wide | 781.2 KiB | 1.0 | - | 0.2500 | 100.0% | 1 |",
+        "| the student; wide | 195.3 KiB | 4.0 | 0.30 | 0.1900 | 76.0% | 1 |",
+        "| `int8`; wide | 195.3 KiB | 4.0 | 0.30 | 0.1900 | 76.0% | 1 |",
+    ]
+
+
+def test_rows_without_a_teacher_are_shares_of_the_student(tmp_path):
     results = Results("compression", tmp_path)
     for seed in (0, 1):
         results.put(Subject("synthetic", "recsys", compression.STUDENT, seed), "a", WHOLE)
