@@ -1,12 +1,14 @@
 """Files and stages: nothing is left half-written, nothing that is done is done again."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,8 @@ def run_stage(
         Whether the stage ran.
 
     Raises:
-        ValueError: `output` is a URI; stages rename directories, which object stores cannot.
+        ValueError: `output` is a URI; stages rename directories, which object stores cannot. Or
+            another process is writing it.
     """
     _refuse_uri(output)
     prints = {key: fingerprint(v) if isinstance(v, Path) else v for key, v in inputs.items()}
@@ -105,13 +108,13 @@ def run_stage(
         _discard(output, scratch)
         print(f"{name}: up to date ({output})", flush=True)
         return False
-    partial = _open_partial(output, record["fingerprint"])
-    if not (partial / STAGE_FILE).exists():  # else it was killed just before the rename
-        started = time.perf_counter()
-        build(partial)
-        record["seconds"] = round(time.perf_counter() - started, 3)
-        write_json(partial / STAGE_FILE, record)
-    _replace(partial, output)
+    with _open_partial(output, record["fingerprint"]) as partial:
+        if not (partial / STAGE_FILE).exists():  # else it was killed just before the rename
+            started = time.perf_counter()
+            build(partial)
+            record["seconds"] = round(time.perf_counter() - started, 3)
+            write_json(partial / STAGE_FILE, record)
+        _replace(partial, output)
     _discard(output, scratch)
     print(f"{name}: {output} ({read_json(output / STAGE_FILE)['seconds']:.0f} s)", flush=True)
     return True
@@ -137,14 +140,36 @@ def _is_complete(output: Path, expected: str) -> bool:
     return (output / STAGE_FILE).exists() and fingerprint(output) == expected
 
 
-def _open_partial(output: Path, expected: str) -> Path:
+@contextlib.contextmanager
+def _open_partial(output: Path, expected: str) -> Iterator[Path]:
+    """Holds the directory of an unfinished stage, with what is left there of the same work."""
     partial = output.with_name(output.name + ".partial")
-    marker = partial / MARKER
-    if partial.exists() and not (marker.exists() and read_json(marker) == expected):
-        shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
-    write_json(marker, expected)
-    return partial
+    with _alone(partial):
+        marker = partial / MARKER
+        if not (marker.exists() and read_json(marker) == expected):
+            _discard(partial, ["*"])
+        write_json(marker, expected)
+        yield partial
+
+
+@contextlib.contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Keeps other processes out of a directory, where the file system knows locks; one that dies
+    keeps nobody out."""
+    held = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is writing {partial}: wait until it is done, or stop it"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(held)
 
 
 def _replace(partial: Path, output: Path) -> None:

@@ -1,3 +1,6 @@
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,38 @@ def test_parts_of_other_work_are_not_used(tmp_path):
     assert found == [False]
 
 
+def test_what_another_process_is_writing_is_left_to_it(tmp_path):
+    output = tmp_path / "out"
+
+    def meet(directory: Path) -> None:
+        (directory / "part").write_text("half")
+        for config in (1, 2):  # the same work, and other work
+            with pytest.raises(ValueError, match=r"another process is writing .*out.partial"):
+                run_stage(output, name="toy", config=config, inputs={}, build=meet)
+        assert (directory / "part").exists()
+
+    assert run_stage(output, name="toy", config=1, inputs={}, build=meet)
+    assert (output / "part").read_text() == "half"
+    assert not run_stage(output, name="toy", config=1, inputs={}, build=meet)
+
+
+def test_a_process_that_is_killed_keeps_nobody_out(tmp_path):
+    output = tmp_path / "out"
+    script = """
+import os, signal, sys
+from pathlib import Path
+from recsys.files import run_stage
+def build(directory):
+    (directory / "part").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+run_stage(Path(sys.argv[1]), name="toy", config=1, inputs={}, build=build)
+"""
+    killed = subprocess.run([sys.executable, "-c", script, output], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert run_stage(output, name="toy", config=1, inputs={}, build=lambda directory: None)
+    assert (output / "part").read_text() == "half"
+
+
 def test_a_kill_just_before_the_rename_loses_nothing(tmp_path, monkeypatch):
     output = tmp_path / "out"
     calls = []
@@ -101,7 +136,8 @@ def test_scratch_goes_once_the_output_is_there(tmp_path, monkeypatch):
         return run_stage(output, name="toy", config=1, inputs={}, build=build, scratch=scratch)
 
     def killed(directory, patterns):
-        raise KeyboardInterrupt
+        if directory == output:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr("recsys.files._discard", killed)

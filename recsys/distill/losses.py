@@ -1,10 +1,10 @@
 """Ways of listening to a teacher, as pure functions.
 
 They return the loss of each of N positions, but for `item_ranking`, that of each item, and `hint`
-and `relation`, which return one value for all. K items of each position are the teacher's best, in its order; M more are a sample of all
-others. Those that do not count, as they are among the best or seen by the user, are masked: their
-scores are `LEFT_OUT`. The cross-entropy over the whole catalogue, which is the default, is in
-`recsys.losses`.
+and `relation`, which return one value for all. K items of each position are the teacher's best, in
+its order; M more are a sample of all others. Those that do not count, as they are among the best or
+seen by the user, are masked: their scores are `LEFT_OUT`. The cross-entropy over the whole
+catalogue, which is the default, is in `recsys.losses`.
 """
 
 import math
