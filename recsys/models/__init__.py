@@ -49,12 +49,15 @@ def build(
 def join(members: Sequence[SequenceModel], weights: tuple[float, ...] = ()) -> Ensemble:
     """Returns one model whose scores are the mean of the members', or their weighted sum.
 
+    It is asked and not trained: of content it keeps the item vectors, not what they are made of.
+
     Raises:
         ValueError: there are none, one is an ensemble itself, they read different lengths, or
             there are more or fewer weights.
     """
     if any(isinstance(member, Ensemble) for member in members):
         raise ValueError("an ensemble cannot be a member of another: name its members")
+    members = [without_content(member) for member in members]
     config = EnsembleConfig(members=tuple(m.config for m in members), weights=weights)
     return Ensemble(config, members)
 

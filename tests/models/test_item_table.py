@@ -15,6 +15,7 @@ from recsys.compress.low_rank import FactorizeItems
 from recsys.models import (
     TransformerConfig,
     build,
+    join,
     load_model,
     save,
     without_content,
@@ -190,3 +191,11 @@ def test_texts_are_read_only_where_features_of_text_come_first():
     for content, num_read in ((), 8), (("image", "text"), 8), (("text",), 7):
         with pytest.raises(ValueError, match=r"texts to read|num_read must be even"):
             replace(CONFIG, content=content, num_read=num_read)
+
+
+def test_an_ensemble_keeps_item_vectors_and_not_what_they_are_made_of(model):
+    ensemble = join([model, model])
+    np.testing.assert_allclose(
+        torch_scorer(ensemble)(HISTORIES), torch_scorer(model)(HISTORIES), atol=1e-5
+    )
+    assert not any("features" in name for name in ensemble.state_dict())
