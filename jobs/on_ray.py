@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -26,6 +26,7 @@ SETTINGS = {
     "OMP_NUM_THREADS": "1",  # workers share the cores; one thread each
 }
 TRIES = 3  # to start Ray on a machine that is busy otherwise
+AGENT_SECONDS = 60.0  # that a cluster which has just started may want before it takes jobs
 LOGICAL_CPUS = 8  # more than a laptop may have: stages sleep while their parts run
 
 
@@ -127,10 +128,8 @@ def submit_and_follow(
 
     try:
         client = JobSubmissionClient(address)
-        job = client.submit_job(
-            entrypoint=entrypoint,
-            runtime_env={"working_dir": str(working_dir), "excludes": list(excludes)},
-        )
+        environment = {"working_dir": str(working_dir), "excludes": list(excludes)}
+        job = _submit(client, entrypoint, environment)
     except AuthenticationError:
         raise ValueError(
             f"{address} wants the cluster's token and there is none here, or another: put it in "
@@ -149,6 +148,18 @@ def submit_and_follow(
         raise ValueError(
             f"{address} does not answer any more, and {job} may go on: {_first_line(error)}"
         ) from None
+
+
+def _submit(client: "JobSubmissionClient", entrypoint: str, environment: dict[str, Any]) -> str:
+    """Returns the job, once the cluster takes it: its agent starts later than what answers here."""
+    give_up = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=environment)
+        except RuntimeError as error:
+            if "try again later" not in str(error) or time.monotonic() > give_up:
+                raise
+        time.sleep(1)
 
 
 def _first_line(error: Exception) -> str:

@@ -185,14 +185,16 @@ class Dying(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path == "/api/version":
-            body = json.dumps({"version": "4", "ray_version": ray.__version__}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(200, json.dumps({"version": "4", "ray_version": ray.__version__}).encode())
         self.close_connection = True
 
     do_PUT = do_POST = do_GET
+
+    def answer(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, format, *args):
         pass
@@ -204,6 +206,35 @@ def test_a_cluster_that_dies_is_one_line(environment):
         address = f"http://127.0.0.1:{server.server_port}"
         assert address in one_line(environment, "prepare", "--address", address)
         server.shutdown()
+
+
+class Late(Dying):
+    """Has every package, and no agent for the first job; hangs up on the second."""
+
+    jobs = 0
+
+    def do_GET(self):
+        if self.path.startswith("/api/packages"):
+            self.answer(200, b"{}")
+        else:
+            super().do_GET()
+
+    do_PUT = do_GET
+
+    def do_POST(self):
+        type(self).jobs += 1
+        if self.jobs == 1:
+            self.answer(500, b"No available agent to submit job, please try again later.")
+        self.close_connection = True
+
+
+def test_a_cluster_whose_agent_is_late_is_asked_again(environment):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Late) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert address in one_line(environment, "prepare", "--address", address)
+        server.shutdown()
+    assert Late.jobs == 2
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "nonsense"])
