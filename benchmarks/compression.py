@@ -3,7 +3,7 @@
 The preset's student, or one that is given, compressed by each method alone and by several together,
 without and with recovery from the teacher's answers. Bytes of the graph, milliseconds from history
 to top 10 at batch 1 on one thread, NDCG@10 on test; how many times smaller than the teacher, and
-what is kept of its accuracy (of the student's in rows from before the teacher had one). Rows go to
+what is kept of its accuracy (of the student's where there is no row of the teacher). Rows go to
 benchmarks/results/compression.json; `--readme` writes the table between the markers
 `compression-<dataset>` of the README.
 """
@@ -131,7 +131,7 @@ def measure(results: Results, options: Options) -> None:
 
 
 def values(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
-    """Returns value and unit of what is kept of a model's report; of some nothing can be served."""
+    """Returns value and unit of what is kept of a report; no latency where there is no graph."""
     measured = {METRIC: (report[METRIC], ""), "size_bytes": (report["size_bytes"], "bytes")}
     if latency := report.get("latency_ms"):
         measured["latency_p50"] = (latency["batch_1"]["p50"], "ms")
