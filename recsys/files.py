@@ -1,6 +1,7 @@
 """Files and stages: nothing is left half-written, nothing that is done is done again."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,12 +11,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from recsys.config import to_json
 
 SCHEMA_VERSION = 1
 STAGE_FILE = "stage.json"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 MARKER = "inputs.json"  # of an unfinished stage: what it is made from
 URI = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a Path holds one slash only
 
@@ -108,16 +110,67 @@ def run_stage(
         _discard(output, scratch)
         print(f"{name}: up to date ({output})", flush=True)
         return False
-    with _open_partial(output, record["fingerprint"]) as partial:
+    with _only_writer(output):
+        if _is_complete(output, record["fingerprint"]):  # by another process, meanwhile
+            print(f"{name}: up to date ({output})", flush=True)
+            return False
+        partial = _open_partial(output, record["fingerprint"])
         if not (partial / STAGE_FILE).exists():  # else it was killed just before the rename
             started = time.perf_counter()
             build(partial)
             record["seconds"] = round(time.perf_counter() - started, 3)
             write_json(partial / STAGE_FILE, record)
         _replace(partial, output)
-    _discard(output, scratch)
+        _discard(output, scratch)
     print(f"{name}: {output} ({read_json(output / STAGE_FILE)['seconds']:.0f} s)", flush=True)
     return True
+
+
+@contextlib.contextmanager
+def alone(path: Path, *, busy: str | None = None) -> Iterator[None]:
+    """Holds the lock file `path`, where the file system knows locks; a process that dies lets go.
+
+    Args:
+        busy: what to say where another process holds it; none to wait.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    while True:
+        with path.open("w") as file:  # writable: NFS locks nothing else
+            _lock(file, busy)
+            if not _is_at(file, path):  # who had it has taken the file away
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _lock(file: TextIO, busy: str | None) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(busy) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _only_writer(output: Path) -> contextlib.AbstractContextManager[None]:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return alone(
+        output.with_name(f".{output.name}.lock"),
+        busy=f"another process is writing {output}.partial: wait until it is done, or stop it",
+    )
 
 
 def _discard(directory: Path, patterns: Sequence[str]) -> None:
@@ -140,36 +193,14 @@ def _is_complete(output: Path, expected: str) -> bool:
     return (output / STAGE_FILE).exists() and fingerprint(output) == expected
 
 
-@contextlib.contextmanager
-def _open_partial(output: Path, expected: str) -> Iterator[Path]:
-    """Holds the directory of an unfinished stage, with what is left there of the same work."""
+def _open_partial(output: Path, expected: str) -> Path:
     partial = output.with_name(output.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with _alone(partial):
-        marker = partial / MARKER
-        if not (marker.exists() and read_json(marker) == expected):
-            _discard(partial, ["*"])
-        write_json(marker, expected)
-        yield partial
-
-
-@contextlib.contextmanager
-def _alone(partial: Path) -> Iterator[None]:
-    """Keeps other processes out of a directory, where the file system knows locks; one that dies
-    keeps nobody out."""
-    held = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is writing {partial}: wait until it is done, or stop it"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(held)
+    marker = partial / MARKER
+    if partial.exists() and not (marker.exists() and read_json(marker) == expected):
+        shutil.rmtree(partial)
+    partial.mkdir(exist_ok=True)
+    write_json(marker, expected)
+    return partial
 
 
 def _replace(partial: Path, output: Path) -> None:

@@ -70,16 +70,39 @@ def test_parts_of_other_work_are_not_used(tmp_path):
 def test_what_another_process_is_writing_is_left_to_it(tmp_path):
     output = tmp_path / "out"
 
+    def second(directory: Path) -> None:
+        pytest.fail("two write at a time")
+
     def meet(directory: Path) -> None:
         (directory / "part").write_text("half")
         for config in (1, 2):  # the same work, and other work
             with pytest.raises(ValueError, match=r"another process is writing .*out.partial"):
-                run_stage(output, name="toy", config=config, inputs={}, build=meet)
+                run_stage(output, name="toy", config=config, inputs={}, build=second)
         assert (directory / "part").exists()
 
     assert run_stage(output, name="toy", config=1, inputs={}, build=meet)
     assert (output / "part").read_text() == "half"
     assert not run_stage(output, name="toy", config=1, inputs={}, build=meet)
+
+
+def test_one_after_the_other_holds_a_lock(tmp_path):
+    """Also where who held it has taken the file away from those who wait."""
+    count = tmp_path / "count"
+    count.write_text("0")
+    script = """
+import sys
+from pathlib import Path
+from recsys.files import alone
+lock, count = map(Path, sys.argv[1:])
+for _ in range(200):
+    with alone(lock):
+        count.write_text(str(int(count.read_text()) + 1))
+"""
+    words = [sys.executable, "-c", script, str(tmp_path / "lock"), str(count)]
+    processes = [subprocess.Popen(words) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert count.read_text() == "600"
+    assert not (tmp_path / "lock").exists()
 
 
 def test_a_process_that_is_killed_keeps_nobody_out(tmp_path):
@@ -136,8 +159,7 @@ def test_scratch_goes_once_the_output_is_there(tmp_path, monkeypatch):
         return run_stage(output, name="toy", config=1, inputs={}, build=build, scratch=scratch)
 
     def killed(directory, patterns):
-        if directory == output:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr("recsys.files._discard", killed)

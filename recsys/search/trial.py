@@ -1,10 +1,8 @@
 """One trial: train a student on the teacher's answers, compress it, measure it."""
 
-import contextlib
-import fcntl
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from recsys.config import to_json
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import LiveTeacher
 from recsys.distill.objective import Distillation
-from recsys.files import fingerprint, read_json, write_json
+from recsys.files import alone, fingerprint, read_json, write_json
 from recsys.search.pareto import ACCURACY, LATENCY, SIZE
 from recsys.search.space import Point
 from recsys.train.config import TrainConfig
@@ -50,7 +48,7 @@ def measure(point: Point, material: Material, directory: Path) -> dict[str, Any]
         directory: where the point's model directory goes, under its name.
     """
     output = directory / point.name
-    with _alone(directory / f"{point.name}.lock"):
+    with alone(directory / f"{point.name}.lock"):  # the sampler may propose a point twice at a time
         if not (output / ROW).exists():
             partial = directory / f"{point.name}.partial"
             partial.mkdir(parents=True, exist_ok=True)
@@ -59,14 +57,6 @@ def measure(point: Point, material: Material, directory: Path) -> dict[str, Any]
             partial.rename(output)
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     return read_json(output / ROW)
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Waits until no other trial holds `path`: the sampler may propose a point twice at a time."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def row_of(name: str, report: Mapping[str, Any], *, config: Any) -> dict[str, Any]:

@@ -200,12 +200,16 @@ class Dying(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_cluster_that_dies_is_one_line(environment):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Dying) as server:
+def refused_in_one_line_by(cluster: type[Dying], environment: dict[str, str]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), cluster) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         assert address in one_line(environment, "prepare", "--address", address)
         server.shutdown()
+
+
+def test_a_cluster_that_dies_is_one_line(environment):
+    refused_in_one_line_by(Dying, environment)
 
 
 class Late(Dying):
@@ -229,11 +233,7 @@ class Late(Dying):
 
 
 def test_a_cluster_whose_agent_is_late_is_asked_again(environment):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Late) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        assert address in one_line(environment, "prepare", "--address", address)
-        server.shutdown()
+    refused_in_one_line_by(Late, environment)
     assert Late.jobs == 2
 
 
