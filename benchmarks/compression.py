@@ -12,15 +12,15 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import students
 from benchmarks.command import command
 from benchmarks.rows import Results, Row, Subject, table, values_of
-from benchmarks.variants import RUNS, changes, preset_name, spread
-from jobs.presets import PRESETS
+from benchmarks.students import Material
+from benchmarks.variants import RUNS, changes, preset_name, spread, words_of
+from jobs.presets import PRESETS, Preset
 from jobs.recipes import NAMED
 from recsys.evaluate.report import readable_bytes
 from recsys.files import STAGE_FILE, read_json
@@ -46,6 +46,10 @@ class Options(students.Options):
     """Recipes, their steps with spaces between them; none for all."""
     name: str = ""
     """What rows call the student, or its teacher, if they are not the preset's."""
+
+    def __post_init__(self) -> None:
+        if self.student is not None and len(self.seeds) > 1:
+            raise ValueError("a student that is given is of one seed: give it, by --seeds 0")
 
     def variant(self, what: str) -> str:
         """Returns the name of a row."""
@@ -95,39 +99,57 @@ def measure(results: Results, options: Options) -> None:
     made = students.material(options)
     if options.targets is not None:
         made = replace(made, targets=options.targets)
-    preset = PRESETS[preset_name(options.dataset)]
+    subject = Subject(options.dataset, "recsys", options.variant(TEACHER), options.seeds[0])
+    line = shlex.join(["python", "-m", "jobs.evaluate", preset_name(options.dataset)])
+    if options.teacher is None:
+        line = shlex.join(["python", "-m", "jobs.train", *options.words((), 0)])
+    if not results.has(subject, line):
+        results.put(subject, line, values(made.report))
     for seed in options.seeds:
-        directory = options.directory / str(seed)
-        student = options.student or directory / "student"
-        shape = ()
-        if options.student is not None:
-            flags = changes("model", load_model(student).config, preset.student)
-            shape = tuple(word for flag in flags.items() for word in flag)
+        measure_student(results, options, made, seed)
+
+
+def measure_student(results: Results, options: Options, made: Material, seed: int) -> None:
+    """Compresses the student of a seed by all recipes, unless that is done."""
+    preset = PRESETS[preset_name(options.dataset)]
+    directory = options.directory / str(seed)
+    student = options.student or directory / "student"
+    if options.student is not None:
+        words = [preset_name(options.dataset), *flags_of(student, made.targets, preset)]
+    else:
         # A teacher that is asked live is asked for what the preset's loss reads, and no more.
-        words = options.words if preset.live else partial(students.student_words, options)
-        words = words(shape, seed)
-        if options.student is None:
-            students.distill(words, made, student)
-        subject = Subject(options.dataset, "recsys", options.variant(TEACHER), seed)
-        stage = read_json(made.teacher / STAGE_FILE)["stage"]
-        results.put(
-            subject, f"python -m jobs.{stage} {preset_name(options.dataset)}", values(made.report)
-        )
-        subject = subject._replace(variant=options.variant(STUDENT))
-        line = shlex.join(["python", "-m", "jobs.distill", *words])
-        if not results.has(subject, line):
-            results.put(subject, line, values(read_json(student / "report.json")))
-        model = load_model(student).config
-        if not isinstance(model, TransformerConfig):
-            raise ValueError(f"{student} is no transformer, which these recipes are for")
-        for recipe in options.only or recipes(model):
-            subject = subject._replace(variant=options.variant(recipe))
-            words = options.words(("--recipe", *recipe.split()), seed)
-            line = shlex.join(["python", "-m", "jobs.compress", *words])
-            if results.has(subject, line):
-                continue
-            output = directory / recipe.replace(" ", ",")
-            results.put(subject, line, values(students.compress(words, made, student, output)))
+        live = preset.live
+        words = options.words((), seed) if live else students.student_words(options, (), seed)
+        students.distill(words, made, student)
+    model = load_model(student).config
+    if not isinstance(model, TransformerConfig):
+        raise ValueError(f"{student} is no transformer, which these recipes are for")
+    subject = Subject(options.dataset, "recsys", options.variant(STUDENT), seed)
+    line = shlex.join(["python", "-m", "jobs.distill", *words])
+    if not results.has(subject, line):
+        results.put(subject, line, values(read_json(student / "report.json")))
+    for recipe in options.only or recipes(model):
+        subject = subject._replace(variant=options.variant(recipe))
+        words = options.words(("--recipe", *recipe.split()), seed)
+        line = shlex.join(["python", "-m", "jobs.compress", *words])
+        if results.has(subject, line):
+            continue
+        output = directory / recipe.replace(" ", ",")
+        results.put(subject, line, values(students.compress(words, made, student, output)))
+
+
+def flags_of(student: Path, targets: Path, preset: Preset) -> list[str]:
+    """Returns the flags of `jobs.distill` that a student which is given was made with, but for its
+    teacher, by what its stage and that of its targets have kept."""
+    model, distill, train, num_workers, start, asked = read_json(student / STAGE_FILE)["config"]
+    keep = asked or read_json(targets / STAGE_FILE)["config"]
+    flags = {
+        **changes("model", model, preset.student),
+        **changes("distill", distill, preset.distill),
+        **changes("keep", keep, preset.targets),
+        **changes("train", train, preset.train_student),
+    }
+    return words_of({**flags, "--start": start, "--num-workers": f"{num_workers}"})
 
 
 def values(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:

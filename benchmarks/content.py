@@ -27,6 +27,7 @@ from benchmarks.variants import (
     spread,
     teacher_as_student,
     train,
+    words_of,
 )
 from recsys.files import STAGE_FILE, read_json
 
@@ -138,19 +139,17 @@ def measure_alone(results: Results, options: Options, variant: str, seed: int) -
 
 
 def measure_ensemble(results: Results, options: Options, variant: str) -> None:
-    """Measures the mean of a variant's seeds, unless that is done and they are elsewhere.
-
-    Where they are at hand they may have been trained anew since.
-    """
+    """Measures the mean of a variant's seeds, unless that is done and it is where models learn
+    from it, if any do."""
     seeds = list(map(str, options.seeds))
     name = ensemble_of(variant, options)
     subject = Subject(options.dataset, "recsys", f"{name}; {options.held_out}", options.seeds[0])
     line = shlex.join(["python", "-m", "jobs.ensemble", options.dataset, "--members", *seeds])
     home = options.directory
-    members = [home / variant / seed for seed in seeds]
-    at_hand = all((member / STAGE_FILE).exists() for member in members)
-    if results.has(subject, line) and not at_hand:
+    is_there = (home / name).exists() or not options.taught
+    if results.has(subject, line) and is_there:
         return
+    members = [home / variant / seed for seed in seeds]
     report = ensemble([options.dataset, "--members"], members, options.prepare(), home / name)
     results.put(subject, line, values(report))
 
@@ -160,9 +159,8 @@ def measure_taught(results: Results, options: Options, variant: str, seed: int) 
     teacher = ensemble_of(variant, options)
     name = f"{variant}, taught by the ensemble"
     subject = Subject(options.dataset, "recsys", f"{name}; {options.held_out}", seed)
-    flags = {**teacher_as_student(options.dataset), **TAUGHT}
-    flag_words = (word for flag in flags.items() for word in flag)
-    words = options.words((*VARIANTS[variant], *flag_words), seed)
+    flags = words_of({**teacher_as_student(options.dataset), **TAUGHT})
+    words = options.words((*VARIANTS[variant], *flags), seed)
     line = shlex.join(["python", "-m", "jobs.distill", *words])
     if results.has(subject, line):
         return

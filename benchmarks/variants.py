@@ -168,6 +168,16 @@ def changes(group: str, wanted: Any, default: Any) -> dict[str, str]:
     }
 
 
+def words_of(flags: Mapping[str, str]) -> list[str]:
+    """Returns flags and their values as a command line has them; of a switch it is one word."""
+    words = []
+    for flag, value in flags.items():
+        group, _, name = flag.rpartition(".")
+        switch = {"True": [flag], "False": [f"{group}.no-{name}"]}
+        words += switch.get(value, [flag, value])
+    return words
+
+
 def prepare(dataset: str, log: str | None) -> Path:
     """Prepares a data set, unless it is there, and returns its directory."""
     output = RUNS / dataset / "dataset"

@@ -1,10 +1,16 @@
+from dataclasses import replace
+
 import pytest
 
 from benchmarks import compression
 from benchmarks.rows import Results, Subject
+from jobs.command import command
+from jobs.distill import Distill
 from jobs.presets import PRESETS
 from jobs.recipes import parse_recipe
 from recsys.compress import compress
+from recsys.config import to_json
+from recsys.files import STAGE_FILE, write_json
 from recsys.models import TransformerConfig, build
 
 WHOLE = {"ndcg@10": (0.2, ""), "size_bytes": (400_000.0, "bytes"), "latency_p50": (0.4, "ms")}
@@ -54,3 +60,29 @@ def test_rows_without_a_teacher_are_shares_of_the_student(tmp_path):
     assert lines[3] == (
         "| `prune-heads=1 int8` | 195.3 KiB | 2.0 | 0.30 | 0.1900 ± 0.0000 | 95.0% | 2 |"
     )
+
+
+def test_a_student_that_is_given_is_named_by_the_command_that_made_it(tmp_path):
+    preset = PRESETS["movielens-1m"]
+    train = replace(preset.train_student, epochs=3, compile=False)
+    made_with = (replace(preset.student, width=96), preset.distill, train, 0, "auto", None)
+    for name, config in (
+        ("student", made_with),
+        ("targets", replace(preset.targets, vectors=True)),
+    ):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / STAGE_FILE, {"config": to_json(config)})
+    flags = compression.flags_of(tmp_path / "student", tmp_path / "targets", preset)
+    assert flags == [
+        *("--model.width", "96", "--keep.vectors", "--train.epochs", "3", "--train.no-compile"),
+        *("--start", "auto", "--num-workers", "0"),
+    ]
+    jobs = []
+    assert command(Distill.from_preset, jobs.append, ["movielens-1m", *flags]) == 0
+    assert (jobs[0].model, jobs[0].train) == (made_with[0], train)
+    assert jobs[0].keep.vectors
+
+
+def test_one_student_is_not_counted_as_several(tmp_path):
+    with pytest.raises(ValueError, match="give it, by --seeds 0"):
+        compression.Options(dataset="movielens-1m", student=tmp_path)
