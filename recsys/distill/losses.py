@@ -82,8 +82,18 @@ def item_ranking(student_NI: Tensor, teacher_NI: Tensor, num_best: int) -> Tenso
     its list, in the teacher's order, and the others its tail (Kang et al., Item-side Ranking
     Regularized Distillation, Information Sciences 580, 2021). A softmax leaves each position's
     scores free up to a constant, so that it is the shares among the I items that are ranked.
+
+    Args:
+        teacher_NI: `LEFT_OUT` where an item takes no part at a position.
     """
-    student_IN, teacher_IN = (scores.log_softmax(dim=1).T for scores in (student_NI, teacher_NI))
+    left_out_NI = teacher_NI <= LEFT_OUT
+    student_IN, teacher_IN = (
+        scores.masked_fill(left_out_NI, LEFT_OUT)
+        .log_softmax(dim=1)
+        .masked_fill(left_out_NI, LEFT_OUT)
+        .T
+        for scores in (student_NI, teacher_NI)
+    )
     ranked_IN = student_IN.gather(1, teacher_IN.argsort(dim=1, descending=True))
     return relaxed_ranking(ranked_IN[:, :num_best], ranked_IN[:, num_best:])
 

@@ -169,6 +169,15 @@ class _Positions:
         """Items of the catalogue."""
         return len(self.table_VD) - 1 if self.drawn is None else self.drawn.num_items
 
+    def had(self, places_P: Tensor, items_I: Tensor) -> Tensor:
+        """Returns had_PI: whether users have had some items at some positions; none where seen
+        items take part."""
+        shape, device = (len(places_P), self.num_items + 1), items_I.device
+        had_PV = torch.zeros(shape, dtype=torch.bool, device=device)
+        if self.seen_NL is not None:
+            had_PV.scatter_(1, self.seen_NL[places_P], True)
+        return had_PV[:, items_I]
+
     def softmax(self, items_NK: Tensor) -> _Softmax:
         """Returns what the target and some items compete with."""
         if self.drawn is None:
@@ -329,8 +338,10 @@ class Distillation:
                 loss = loss + config.relation_weight * count * difference
             if config.item_ranking_weight:
                 places_P = _some(torch.arange(count, device=items_I.device))
-                student_PI = at.states_ND[places_P] @ vectors_ID.T
-                teacher_PI = teacher_NE[places_P] @ teacher_IE.T
+                with torch.autocast(items_I.device.type, enabled=False):  # it would change orders
+                    student_PI = at.states_ND[places_P] @ vectors_ID.float().T
+                    teacher_PI = teacher_NE[places_P] @ teacher_IE.T
+                teacher_PI = teacher_PI.masked_fill(at.had(places_P, items_I), LEFT_OUT)
                 ranked_I = losses.item_ranking(student_PI, teacher_PI, NUM_SUITED)
                 loss = loss + config.item_ranking_weight * count * ranked_I.mean()
         return loss

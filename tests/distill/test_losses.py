@@ -77,6 +77,18 @@ def test_what_a_softmax_leaves_free_does_not_change_the_order_of_positions():
     assert (best_I < losses.item_ranking(-3 * teacher_NI, teacher_NI, 9)).all()
 
 
+def test_items_that_take_no_part_at_a_position_are_not_ranked_there():
+    student_NI, teacher_NI = torch.randn(9, 4), torch.randn(9, 4)
+    teacher_NI[2, 1] = teacher_NI[5, 3] = LEFT_OUT
+    found_I = losses.item_ranking(student_NI, teacher_NI, 7)
+    student_NI[2, 1], student_NI[5, 3] = 9.0, -9.0
+    torch.testing.assert_close(losses.item_ranking(student_NI, teacher_NI, 7), found_I)
+    of_nine_I = losses.item_ranking(student_NI[:, [1]], teacher_NI[:, [1]], 7)
+    kept = [0, 1, 3, 4, 5, 6, 7, 8]  # positions where the second item does
+    alone_I = losses.item_ranking(student_NI[kept][:, [1]], teacher_NI[kept][:, [1]], 7)
+    torch.testing.assert_close(of_nine_I, alone_I)
+
+
 def test_the_union_by_hand():
     student_NK, teacher_NK = torch.tensor([[0.0]]), torch.tensor([[math.log(0.6)]])
     student_best_NJ = torch.tensor([[LN3, 0.0]])  # the second is the teacher's own

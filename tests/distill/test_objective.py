@@ -15,6 +15,7 @@ from recsys.distill.objective import (
     Distillation,
     DistillConfig,
     Soft,
+    _Positions,
 )
 from recsys.distill.targets import Targets
 from recsys.losses import LEFT_OUT
@@ -192,6 +193,19 @@ def test_a_share_of_a_batch_that_is_all_padding_has_no_loss(
     assert loss.item() == 0
     assert all((p.grad == 0).all() for p in student.parameters() if p.grad is not None)
     assert student.item_embedding.weight.grad is not None
+
+
+def test_items_that_a_user_has_had_are_known_at_every_position(directory, batch, student):
+    inputs, asked = batch.inputs, batch.rows_BL >= 0
+    answers = Targets(directory / "targets").answers(batch)
+    targets_N, seen_NL = batch.targets_BL[asked], seen_items(inputs)[asked]
+    at = _Positions(student, student.encode(inputs)[asked], targets_N, seen_NL, answers, None)
+    places_P, items_I = torch.tensor([7, 0, 30]), torch.tensor([4, 1, 9, 2])
+    had = [[item in seen_NL[place] for item in items_I] for place in places_P]
+    assert at.had(places_P, items_I).tolist() == had
+    had_NI = at.had(torch.arange(len(targets_N)), torch.arange(1, at.num_items + 1))
+    assert 0 < had_NI.float().mean() < 1
+    assert not replace(at, seen_NL=None).had(places_P, items_I).any()
 
 
 def test_a_live_teacher_gives_the_loss_of_a_stored_one(directory, batch, student):
