@@ -1,5 +1,6 @@
 """What the command lines of all benchmarks have in common."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ def command(
 def run(results: Results, options: Options, measure: Measure[Options], markdown: Markdown) -> None:
     """Measures what is not measured yet and prints the table, or writes it to the README."""
     if not options.readme:
+        # As on Ctrl-C: an exception ends the job that runs, too.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         try:
             measure(results, options)
         except subprocess.CalledProcessError as error:

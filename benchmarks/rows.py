@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recsys.evaluate.cost import hardware, versions
-from recsys.files import read_json, write_json
+from recsys.files import alone, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -89,13 +89,14 @@ class Results:
             "versions": measured_with or versions(),
             **stamp(),
         }
-        kept = [row for row in self.rows() if row.subject != subject]
         measured = [
             Row(**shared, metric=metric, value=value, unit=unit)
             for metric, (value, unit) in values.items()
         ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, [asdict(row) for row in kept + measured])
+        with alone(self.path.with_name(f".{self.path.name}.lock")):  # others measure beside this
+            kept = [row for row in self.rows() if row.subject != subject]
+            write_json(self.path, [asdict(row) for row in kept + measured])
 
 
 def stamp() -> dict[str, Any]:

@@ -24,13 +24,14 @@ from onnx import TensorProto, helper
 
 from benchmarks.command import command
 from benchmarks.rows import Results, Row, Subject, table, values_of
-from recsys.compress.codebook import kmeans, nearest
+from recsys.compress.codebook import kmeans
 from recsys.compress.graph import IR_VERSION, OPSET
 from recsys.compress.quantize import quantize, to_bytes
 from recsys.compress.tables import ORT, FloatTable, Graph, QuantizedTable, Table
 from recsys.compress.top_k import best, whole_groups
 from recsys.evaluate.codes import CodeScorer
 from recsys.evaluate.largest import largest
+from recsys.models.codes import nearest
 from recsys.models.rounding import block_length
 
 BENCHMARK = "scoring"

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -57,3 +61,29 @@ def test_a_job_that_fails_has_said_why_and_its_code_is_the_benchmarks(tmp_path, 
     said = capfd.readouterr().err
     assert said.startswith("error: ")
     assert "Traceback" not in said
+
+
+STOPPED = """
+import subprocess, sys
+from pathlib import Path
+from types import SimpleNamespace
+from benchmarks.command import run
+from benchmarks.rows import Results
+
+def measure(results, options):
+    subprocess.run(["sh", "-c", 'echo $$ > "$0" && exec sleep 60', sys.argv[1]], check=True)
+
+run(Results("some", Path(".")), SimpleNamespace(readme=False), measure, str)
+"""
+
+
+def test_a_benchmark_that_is_stopped_stops_its_job(tmp_path):
+    said = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, "-c", STOPPED, str(said)], cwd=rows.ROOT) as benchmark:
+        while not (said.exists() and said.read_text().endswith("\n")):
+            assert benchmark.poll() is None
+            time.sleep(0.05)
+        benchmark.terminate()
+        assert benchmark.wait() == 128 + 15
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said.read_text()), 0)

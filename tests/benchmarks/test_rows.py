@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import pytest
@@ -33,6 +34,16 @@ def test_what_is_measured_again_takes_the_place_of_what_was(tmp_path):
     assert values_of(results.rows(), "ndcg@10") == [0.35, 0.3]
     assert values_of(results.rows(), "ndcg@10", seed=0) == [0.3]
     assert values_of(results.rows(), "hr@10") == []
+
+
+def test_benchmarks_side_by_side_lose_no_rows(tmp_path):
+    results = Results("teacher", tmp_path)
+    with ThreadPoolExecutor(4) as threads:  # a lock is of the open file, not of the process
+        for seed in range(12):
+            one = SUBJECT._replace(seed=seed)
+            threads.submit(results.put, one, "a command", {"ndcg@10": (0.1, "")})
+    assert {row.seed for row in results.rows()} == set(range(12))
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher.json"]
 
 
 def test_only_the_same_command_has_measured_a_subject(tmp_path):
