@@ -10,10 +10,10 @@ from torch import Tensor
 
 from recsys.compress.calibration import item_counts
 from recsys.compress.prune import Model, check_at_most, rebuilt
+from recsys.models.codes import nearest
 from recsys.models.item_table import NUM_CENTROIDS
 
 NUM_ITERATIONS = 25
-NUM_ROWS_AT_A_TIME = 1 << 14
 SEED = 0
 
 
@@ -24,7 +24,7 @@ class CodebookItems:
     codes: int
     """Codes of an item; they share out its width evenly."""
     recover_epochs: int = 0
-    """Epochs of training after the step, which move the vectors and leave the codes."""
+    """Epochs of training after the step, which move the vectors and the codes."""
 
 
 def codebook_items(step: CodebookItems, model: Model, histories: Sequence[np.ndarray]) -> Model:
@@ -98,17 +98,6 @@ def _seeds(vectors_NS: Tensor, weights_N: Tensor, count: int, generator: torch.G
         distance_N = (vectors_NS - seeds_CS[index]).square().sum(dim=1).double() * weights_N
         chances_N = torch.minimum(chances_N, distance_N) if index else distance_N
     return seeds_CS
-
-
-def nearest(vectors_NS: Tensor, centroids_CS: Tensor) -> Tensor:
-    """Returns the index of the nearest centroid of each vector."""
-    norms_C = centroids_CS.square().sum(dim=1)
-    return torch.cat(
-        [
-            torch.addmm(norms_C, chunk, centroids_CS.T, alpha=-2).argmin(dim=1)
-            for chunk in vectors_NS.split(NUM_ROWS_AT_A_TIME)
-        ]
-    )
 
 
 def _means(vectors_NS: Tensor, weights_N: Tensor, nearest_N: Tensor, count: int) -> Tensor:

@@ -14,6 +14,7 @@ from recsys.train.fit import Fitted, Task, fit
 from recsys.train.objective import Objective
 
 LEARNING_RATE_SHARE = 0.25  # of the training before: the model starts near where it should end
+CODES_SHARE = 1.0  # but not where items have codes: the best ones are far from the first
 
 
 def recovery(
@@ -37,7 +38,7 @@ def recovery(
         checkpoints = directory / f"recovery-{next(numbers)}"
         initial = checkpoints / "initial"
         save(model, initial, items=dataset / ITEMS, origin=Origin(role="compressed"))
-        rate = train.learning_rate * LEARNING_RATE_SHARE
+        share = CODES_SHARE if model.config.item_codes else LEARNING_RATE_SHARE
         seen = model.config.max_length
         length = train.row_length or seen
         rows = train.batch_rows * length // min(length, seen)
@@ -47,7 +48,7 @@ def recovery(
             train=replace(
                 train,
                 epochs=epochs,
-                learning_rate=rate,
+                learning_rate=train.learning_rate * share,
                 batch_rows=rows,
                 row_length=min(length, seen),
             ),

@@ -15,6 +15,7 @@ from recsys.data.sequences import Dataset
 from recsys.evaluate.metrics import ndcg
 from recsys.evaluate.ranking import rank_targets
 from recsys.models import ModelConfig, TransformerConfig, build, load_model
+from recsys.models.codes import fix_codes, move_codes
 from recsys.models.interface import SequenceModel, torch_scorer
 from recsys.models.item_table import CodebookItemTable, ItemContent, ItemText, TextItemTable
 from recsys.models.rounding import keep_weights, round_weights
@@ -39,7 +40,8 @@ class Task:
     objective: Objective = next_item
     """What to minimise."""
     initial: Path | None = None
-    """A model directory with the weights to start from; none for fresh ones."""
+    """A model directory with the weights to start from, and codes of items that move; none for
+    fresh ones, and codes that stay."""
     weight_bits: int | None = None
     """Bits that weights are rounded to wherever they are used, and not where they are kept; none to
     use them as they are."""
@@ -61,7 +63,11 @@ def most(num_workers: NumWorkers) -> int:
 
 def start_model(task: Task, dataset: Dataset) -> SequenceModel:
     """Returns the model before its first step, the same in every worker."""
-    model = _new_model(task, dataset) if task.initial is None else load_model(task.initial)
+    if task.initial is None:
+        model = _new_model(task, dataset)
+    else:
+        model = load_model(task.initial)
+        move_codes(model)
     if task.weight_bits is not None:
         round_weights(model, task.weight_bits)
     return model
@@ -151,6 +157,7 @@ def fit(
         bar=bar,
     )
     keep_weights(model)
+    fix_codes(model)
     return Fitted(model, *trained)
 
 

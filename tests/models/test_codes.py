@@ -1,0 +1,95 @@
+"""Codes that move in training: what is used, what learns, and what is left of it."""
+
+import copy
+
+import pytest
+import torch
+
+from recsys.models import TransformerConfig, build
+from recsys.models.codes import fix_codes, move_codes, nearest
+from recsys.models.item_table import CodebookItemTable
+
+CONFIG = TransformerConfig(width=8, num_layers=1, num_heads=1, max_length=10, item_codes=4)
+NUM_ROWS = 401
+
+
+@pytest.fixture
+def fixed():
+    torch.manual_seed(0)
+    return build(CONFIG, NUM_ROWS)
+
+
+@pytest.fixture
+def moving(fixed):
+    model = copy.deepcopy(fixed)
+    move_codes(model)
+    return model.train()
+
+
+def test_what_is_used_is_what_the_codes_stand_for(fixed, moving):
+    assert torch.equal(moving.item_table(), fixed.item_table())
+    items_BL = torch.tensor([[0, 3, 400], [0, 0, 9]])
+    assert torch.equal(moving.item_vectors(items_BL), fixed.item_vectors(items_BL))
+    with torch.no_grad():
+        moving.item_embedding.rows_VD.add_(0.05 * torch.randn(NUM_ROWS, 8))
+    moving.train()
+    table = moving.item_embedding
+    for part, rows_NS in enumerate(table.rows_VD[1:].chunk(4, dim=1)):
+        distances_NC = torch.cdist(rows_NS, table.centroids_PCS[part])
+        assert torch.equal(distances_NC.argmin(dim=1).to(torch.uint8), table.codes_VP[1:, part])
+    assert not torch.equal(moving.item_table(), fixed.item_table())
+    assert not moving.item_table()[0].any()
+
+
+def test_gradients_pass_to_vectors_as_before_and_to_rows_as_if_they_were_used(fixed, moving):
+    wanted_VD = torch.randn(NUM_ROWS, 8)
+    table_VD = fixed.item_table()
+    table_VD.retain_grad()
+    (table_VD - wanted_VD).square().sum().backward()
+    (moving.item_table() - wanted_VD).square().sum().backward()
+    vectors = "item_embedding.centroids_PCS"
+    torch.testing.assert_close(
+        moving.get_parameter(vectors).grad, fixed.get_parameter(vectors).grad
+    )
+    rows = moving.item_embedding.rows_VD
+    torch.testing.assert_close(rows.grad[1:], table_VD.grad[1:])
+    assert not rows.grad[0].any()
+
+
+def test_a_table_is_learnt_that_the_first_codes_cannot_stand_for(fixed, moving):
+    wanted_VD = torch.randn(NUM_ROWS, 8)
+    errors = []
+    for model in (fixed, moving):
+        optimizer = torch.optim.Adam(model.item_embedding.parameters(), lr=0.02)
+        for _ in range(300):
+            optimizer.zero_grad()
+            model.train()
+            error = (model.item_table() - wanted_VD)[1:].square().mean()
+            error.backward()
+            optimizer.step()
+        errors.append(error.item())
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_afterwards_the_model_is_one_of_codes_that_stay(fixed, moving):
+    with torch.no_grad():
+        moving.item_embedding.rows_VD.add_(0.05 * torch.randn(NUM_ROWS, 8))
+    moving.eval()
+    table_VD = moving.item_table()
+    fix_codes(moving)
+    assert type(moving.item_embedding) is CodebookItemTable
+    assert list(moving.state_dict()) == list(fixed.state_dict())
+    assert torch.equal(moving.item_table(), table_VD)
+
+
+def test_a_model_without_codes_is_left_as_it_is():
+    model = build(TransformerConfig(width=8, num_layers=1, num_heads=1), NUM_ROWS)
+    table = model.item_embedding
+    move_codes(model)
+    fix_codes(model)
+    assert model.item_embedding is table
+
+
+def test_the_nearest_of_many_rows_is_that_of_each_alone():
+    rows_NS, centroids_CS = torch.randn(40_000, 2), torch.randn(7, 2)
+    assert torch.equal(nearest(rows_NS, centroids_CS), torch.cdist(rows_NS, centroids_CS).argmin(1))
