@@ -27,16 +27,18 @@ def nearest(vectors_NS: Tensor, centroids_CS: Tensor) -> Tensor:
 
 def move_codes(model: SequenceModel) -> None:
     """Lets the codes of an item table move in training, if it has codes; in place."""
+    assert isinstance(model, nn.Module)
     table = getattr(model, "item_embedding", None)
     if isinstance(table, CodebookItemTable):
-        setattr(model, "item_embedding", _MovingCodes(table))  # noqa: B010
+        model.item_embedding = _MovingCodes(table)
 
 
 def fix_codes(model: SequenceModel) -> None:
     """Undoes `move_codes` and leaves the codes as they are by then; in place."""
+    assert isinstance(model, nn.Module)
     table = getattr(model, "item_embedding", None)
     if isinstance(table, _MovingCodes):
-        setattr(model, "item_embedding", table.fixed())  # noqa: B010
+        model.item_embedding = table.fixed()
 
 
 class _MovingCodes(CodebookItemTable):

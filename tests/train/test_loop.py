@@ -9,6 +9,7 @@ import torch
 from recsys.evaluate.metrics import ndcg
 from recsys.evaluate.ranking import rank_targets
 from recsys.models import TransformerConfig, build
+from recsys.models.codes import move_codes
 from recsys.models.interface import torch_scorer
 from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit, validation_ndcg
@@ -43,9 +44,10 @@ class MemoryCheckpoints:
                 raise Killed
 
 
-def run(dataset, checkpoints, config=CONFIG, objective=next_item):
+def run(dataset, checkpoints, config=CONFIG, objective=next_item, shape=MODEL):
     torch.manual_seed(0)
-    model = build(MODEL, dataset.num_items_with_padding)
+    model = build(shape, dataset.num_items_with_padding)
+    move_codes(model)
     history = train(
         model,
         dataset,
@@ -57,16 +59,20 @@ def run(dataset, checkpoints, config=CONFIG, objective=next_item):
     return model, history
 
 
-@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, ema=0.9)], ids=["plain", "ema"])
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [(CONFIG, MODEL), (replace(CONFIG, ema=0.9), MODEL), (CONFIG, replace(MODEL, item_codes=4))],
+    ids=["plain", "ema", "codes that move"],
+)
 @pytest.mark.parametrize("survives", [1, 2, 3, 4])
-def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(dataset, survives, config):
-    expected, expected_history = run(dataset, MemoryCheckpoints(), config)
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(dataset, survives, config, shape):
+    expected, expected_history = run(dataset, MemoryCheckpoints(), config, shape=shape)
     checkpoints = MemoryCheckpoints(survives)
     with pytest.raises(Killed):
-        run(dataset, checkpoints, config)
+        run(dataset, checkpoints, config, shape=shape)
     position = checkpoints.state["position"]
     assert position[2] > 0
-    resumed, history = run(dataset, checkpoints, config)
+    resumed, history = run(dataset, checkpoints, config, shape=shape)
     assert history == expected_history
     for name, weight in resumed.state_dict().items():
         assert torch.equal(weight, expected.state_dict()[name]), name
