@@ -40,12 +40,14 @@ def run(results: Results, options: Options, measure: Measure[Options], markdown:
     """Measures what is not measured yet and prints the table, or writes it to the README."""
     if not options.readme:
         # As on Ctrl-C: an exception ends the job that runs, too.
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        former = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         try:
             measure(results, options)
         except subprocess.CalledProcessError as error:
             # One that fails has said why; one that was killed could not.
             sys.exit(error.returncode if error.returncode > 0 else f"error: {error}")
+        finally:
+            signal.signal(signal.SIGTERM, former)
     dataset = getattr(options, "dataset", None)
     text = markdown([row for row in results.rows() if dataset in (None, row.dataset)])
     print(text)

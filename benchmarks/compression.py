@@ -23,7 +23,7 @@ from benchmarks.variants import RUNS, changes, preset_name, spread, words_of
 from jobs.presets import PRESETS, Preset
 from jobs.recipes import NAMED
 from recsys.evaluate.report import readable_bytes
-from recsys.files import STAGE_FILE, read_json
+from recsys.files import STAGE_FILE, fingerprint, read_json
 from recsys.models import load_model
 from recsys.models.transformer import TransformerConfig
 
@@ -100,10 +100,11 @@ def measure(results: Results, options: Options) -> None:
     if options.targets is not None:
         made = replace(made, targets=options.targets)
     subject = Subject(options.dataset, "recsys", options.variant(TEACHER), options.seeds[0])
-    line = shlex.join(["python", "-m", "jobs.evaluate", preset_name(options.dataset)])
-    if options.teacher is None:
-        line = shlex.join(["python", "-m", "jobs.train", *options.words((), 0)])
-    if not results.has(subject, line):
+    words = ["jobs.train", *options.words((), 0)]
+    if options.teacher is not None:
+        words = teacher_words(options.teacher, preset_name(options.dataset))
+    line = shlex.join(["python", "-m", *words])
+    if options.teacher is not None or not results.has(subject, line):
         results.put(subject, line, values(made.report))
     for seed in options.seeds:
         measure_student(results, options, made, seed)
@@ -138,18 +139,54 @@ def measure_student(results: Results, options: Options, made: Material, seed: in
         results.put(subject, line, values(students.compress(words, made, student, output)))
 
 
+def teacher_words(teacher: Path, preset: str) -> list[str]:
+    """Returns the words of the command that made a teacher which is given, by what its stage has
+    kept: an ensemble's members by their numbers."""
+    stage = read_json(teacher / STAGE_FILE)
+    words = [f"jobs.{stage['stage']}", preset]
+    if stage["stage"] == "ensemble":
+        weights, _ = stage["config"]
+        numbers = range(sum(name.startswith("member-") for name in stage["inputs"]))
+        stacked = [] if weights == "equal" else ["--weights", weights]
+        return [*words, *stacked, "--members", *map(str, numbers)]
+    if stage["stage"] != "train":
+        return words
+    model, train, loss, num_workers = stage["config"]
+    default = PRESETS[preset]
+    flags = {
+        **changes("model", model, default.teacher),
+        **changes("train", train, default.train),
+        **changes("loss", loss, default.loss),
+    }
+    return [*words, *words_of(flags), *_workers(num_workers)]
+
+
 def flags_of(student: Path, targets: Path, preset: Preset) -> list[str]:
     """Returns the flags of `jobs.distill` that a student which is given was made with, but for its
-    teacher, by what its stage and that of its targets have kept."""
-    model, distill, train, num_workers, start, asked = read_json(student / STAGE_FILE)["config"]
-    keep = asked or read_json(targets / STAGE_FILE)["config"]
+    teacher, by what its stage and that of its targets have kept.
+
+    Raises:
+        ValueError: it has not learnt from these targets.
+    """
+    stage = read_json(student / STAGE_FILE)
+    model, distill, train, num_workers, start, asked = stage["config"]
+    live = asked is not None
+    if not live and stage["inputs"]["targets"] != fingerprint(targets):
+        raise ValueError(f"{student} has learnt from other answers: give its own by --targets")
+    keep = asked if live else read_json(targets / STAGE_FILE)["config"]
     flags = {
         **changes("model", model, preset.student),
         **changes("distill", distill, preset.distill),
         **changes("keep", keep, preset.targets),
         **changes("train", train, preset.train_student),
     }
-    return words_of({**flags, "--start": start, "--num-workers": f"{num_workers}"})
+    switch = [] if live == preset.live else ["--live" if live else "--no-live"]
+    return [*words_of(flags), *switch, "--start", start, *_workers(num_workers)]
+
+
+def _workers(count: int | list[int]) -> list[str]:
+    counts = [count] if isinstance(count, int) else count
+    return ["--num-workers", *map(str, counts)]
 
 
 def values(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:

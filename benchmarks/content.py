@@ -119,7 +119,7 @@ def measure(results: Results, options: Options) -> None:
     for seed in options.seeds:
         for variant in options.only:
             measure_alone(results, options, variant, seed)
-    for variant in options.only if options.ensemble or options.taught else ():
+    for variant in options.only if options.ensemble else ():
         measure_ensemble(results, options, variant)
     for seed in options.seeds if options.taught else ():
         for variant in options.only:
@@ -139,19 +139,21 @@ def measure_alone(results: Results, options: Options, variant: str, seed: int) -
 
 
 def measure_ensemble(results: Results, options: Options, variant: str) -> None:
-    """Measures the mean of a variant's seeds, unless that is done and it is where models learn
-    from it, if any do."""
-    seeds = list(map(str, options.seeds))
-    name = ensemble_of(variant, options)
-    subject = Subject(options.dataset, "recsys", f"{name}; {options.held_out}", options.seeds[0])
-    line = shlex.join(["python", "-m", "jobs.ensemble", options.dataset, "--members", *seeds])
+    """Measures the mean of a variant's seeds, unless that is done."""
+    words = [options.dataset, "--members"]
+    line = shlex.join(["python", "-m", "jobs.ensemble", *words, *map(str, options.seeds)])
+    name = f"{ensemble_of(variant, options)}; {options.held_out}"
+    subject = Subject(options.dataset, "recsys", name, options.seeds[0])
+    if not results.has(subject, line):
+        results.put(subject, line, values(make_ensemble(options, variant)))
+
+
+def make_ensemble(options: Options, variant: str) -> dict[str, Any]:
+    """Makes the mean of a variant's seeds, unless it is there, and returns its report."""
     home = options.directory
-    is_there = (home / name).exists() or not options.taught
-    if results.has(subject, line) and is_there:
-        return
-    members = [home / variant / seed for seed in seeds]
-    report = ensemble([options.dataset, "--members"], members, options.prepare(), home / name)
-    results.put(subject, line, values(report))
+    members = [home / variant / str(seed) for seed in options.seeds]
+    output = home / ensemble_of(variant, options)
+    return ensemble([options.dataset, "--members"], members, options.prepare(), output)
 
 
 def measure_taught(results: Results, options: Options, variant: str, seed: int) -> None:
@@ -164,6 +166,7 @@ def measure_taught(results: Results, options: Options, variant: str, seed: int) 
     line = shlex.join(["python", "-m", "jobs.distill", *words])
     if results.has(subject, line):
         return
+    make_ensemble(options, variant)
     home = options.directory
     learns_from = Material(
         dataset=options.prepare(), teacher=home / teacher, targets=home / f"targets of {teacher}"

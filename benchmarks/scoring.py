@@ -31,7 +31,7 @@ from recsys.compress.tables import ORT, FloatTable, Graph, QuantizedTable, Table
 from recsys.compress.top_k import best, whole_groups
 from recsys.evaluate.codes import CodeScorer
 from recsys.evaluate.largest import largest
-from recsys.models.codes import nearest
+from recsys.models.moving_codes import nearest
 from recsys.models.rounding import block_length
 
 BENCHMARK = "scoring"

@@ -162,19 +162,22 @@ def changes(group: str, wanted: Any, default: Any) -> dict[str, str]:
     """Returns the flags of a group, and their values, that make `wanted` of a default config."""
     known = to_json(default)
     return {
-        f"--{group}.{name.replace('_', '-')}": f"{value}"
+        f"--{group}.{name.replace('_', '-')}": " ".join(map(str, value))
+        if isinstance(value, list)
+        else f"{value}"
         for name, value in to_json(wanted).items()
         if value != known.get(name)
     }
 
 
 def words_of(flags: Mapping[str, str]) -> list[str]:
-    """Returns flags and their values as a command line has them; of a switch it is one word."""
+    """Returns flags and their values as a command line has them: a switch is one word, several
+    values are as many."""
     words = []
     for flag, value in flags.items():
         group, _, name = flag.rpartition(".")
         switch = {"True": [flag], "False": [f"{group}.no-{name}"]}
-        words += switch.get(value, [flag, value])
+        words += switch.get(value, [flag, *value.split()])
     return words
 
 

@@ -130,22 +130,17 @@ def run_stage(
 def alone(path: Path, *, busy: str | None = None) -> Iterator[None]:
     """Holds the lock file `path`, where the file system knows locks; a process that dies lets go.
 
+    The file stays: on NFS a waiter cannot tell whether one was taken away.
+
     Args:
         busy: what to say where another process holds it; none to wait.
 
     Raises:
         ValueError: another process holds it.
     """
-    while True:
-        with path.open("w") as file:  # writable: NFS locks nothing else
-            _lock(file, busy)
-            if not _is_at(file, path):  # who had it has taken the file away
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    with path.open("w") as file:  # writable: NFS locks nothing else
+        _lock(file, busy)
+        yield
 
 
 def _lock(file: TextIO, busy: str | None) -> None:
@@ -156,13 +151,6 @@ def _lock(file: TextIO, busy: str | None) -> None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-
-
-def _is_at(file: TextIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _only_writer(output: Path) -> contextlib.AbstractContextManager[None]:

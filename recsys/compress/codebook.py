@@ -10,8 +10,8 @@ from torch import Tensor
 
 from recsys.compress.calibration import item_counts
 from recsys.compress.prune import Model, check_at_most, rebuilt
-from recsys.models.codes import nearest
 from recsys.models.item_table import NUM_CENTROIDS
+from recsys.models.moving_codes import nearest
 
 NUM_ITERATIONS = 25
 SEED = 0

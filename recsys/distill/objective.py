@@ -172,11 +172,13 @@ class _Positions:
     def had(self, places_P: Tensor, items_I: Tensor) -> Tensor:
         """Returns had_PI: whether users have had some items at some positions; none where seen
         items take part."""
-        shape, device = (len(places_P), self.num_items + 1), items_I.device
-        had_PV = torch.zeros(shape, dtype=torch.bool, device=device)
-        if self.seen_NL is not None:
-            had_PV.scatter_(1, self.seen_NL[places_P], True)
-        return had_PV[:, items_I]
+        count, device = len(items_I), items_I.device
+        had_PI = torch.zeros(len(places_P), count + 1, dtype=torch.bool, device=device)
+        if self.seen_NL is not None:  # what is none of the items goes to a column of its own
+            column_V = torch.full((self.num_items + 1,), count, device=device)
+            column_V[items_I] = torch.arange(count, device=device)
+            had_PI.scatter_(1, column_V[self.seen_NL[places_P]], True)
+        return had_PI[:, :count]
 
     def softmax(self, items_NK: Tensor) -> _Softmax:
         """Returns what the target and some items compete with."""
@@ -338,9 +340,9 @@ class Distillation:
                 loss = loss + config.relation_weight * count * difference
             if config.item_ranking_weight:
                 places_P = _some(torch.arange(count, device=items_I.device))
-                with torch.autocast(items_I.device.type, enabled=False):  # it would change orders
-                    student_PI = at.states_ND[places_P] @ vectors_ID.float().T
-                    teacher_PI = teacher_NE[places_P] @ teacher_IE.T
+                # Doubles are rounded on no device; of fewer bits, products have other orders.
+                student_PI = at.states_ND[places_P].double() @ vectors_ID.double().T
+                teacher_PI = teacher_NE[places_P].double() @ teacher_IE.double().T
                 teacher_PI = teacher_PI.masked_fill(at.had(places_P, items_I), LEFT_OUT)
                 ranked_I = losses.item_ranking(student_PI, teacher_PI, NUM_SUITED)
                 loss = loss + config.item_ranking_weight * count * ranked_I.mean()

@@ -52,8 +52,9 @@ class LowRankItemTable(nn.Module):
 class CodebookItemTable(nn.Module):
     """Rows put together from P vectors, each one of 256 that all items share, by codes of a byte.
 
-    As in RecJPQ (Petrov and Macdonald, arXiv 2312.06165). Codes are fixed, those of a fresh table
-    at random, until `recsys.train.codes` gives them better ones; the vectors learn.
+    As in RecJPQ (Petrov and Macdonald, arXiv 2312.06165). The vectors learn; codes stay, those of a
+    fresh table at random until `recsys.train.codes` gives them better ones, unless
+    `recsys.models.moving_codes` moves them.
     """
 
     def __init__(self, num_items_with_padding: int, width: int, num_codes: int):

@@ -15,9 +15,9 @@ from recsys.data.sequences import Dataset
 from recsys.evaluate.metrics import ndcg
 from recsys.evaluate.ranking import rank_targets
 from recsys.models import ModelConfig, TransformerConfig, build, load_model
-from recsys.models.codes import fix_codes, move_codes
 from recsys.models.interface import SequenceModel, torch_scorer
 from recsys.models.item_table import CodebookItemTable, ItemContent, ItemText, TextItemTable
+from recsys.models.moving_codes import fix_codes, move_codes
 from recsys.models.rounding import keep_weights, round_weights
 from recsys.train.config import TrainConfig
 from recsys.train.loop import Checkpoints, FileCheckpoints, Workers, train
@@ -71,6 +71,12 @@ def start_model(task: Task, dataset: Dataset) -> SequenceModel:
     if task.weight_bits is not None:
         round_weights(model, task.weight_bits)
     return model
+
+
+def finish_model(model: SequenceModel) -> None:
+    """Undoes what `start_model` has done for training alone; in place."""
+    keep_weights(model)
+    fix_codes(model)
 
 
 def _new_model(task: Task, dataset: Dataset) -> SequenceModel:
@@ -156,8 +162,7 @@ def fit(
         workers=workers,
         bar=bar,
     )
-    keep_weights(model)
-    fix_codes(model)
+    finish_model(model)
     return Fitted(model, *trained)
 
 

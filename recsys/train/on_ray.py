@@ -29,9 +29,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from recsys.data.sequences import Dataset
-from recsys.models.rounding import keep_weights
 from recsys.train.config import has_bfloat16
-from recsys.train.fit import Fitted, NumWorkers, Task, fit, start_model
+from recsys.train.fit import Fitted, NumWorkers, Task, finish_model, fit, start_model
 from recsys.train.loop import State, Workers, epoch_batches
 
 NAME, STATE = "checkpoints", "checkpoint.pt"
@@ -121,7 +120,7 @@ def fit_on_ray(task: Task, directory: Path, num_workers: NumWorkers) -> Fitted:
     model = start_model(task, Dataset.open(task.dataset))
     model.load_state_dict(state["best"])
     model.eval()
-    keep_weights(model)
+    finish_model(model)
     return Fitted(model, state["history"], state["peak_memory_mib"])
 
 

@@ -8,6 +8,7 @@ from jobs.command import command
 from jobs.distill import Distill
 from jobs.presets import PRESETS
 from jobs.recipes import parse_recipe
+from jobs.train import Train
 from recsys.compress import compress
 from recsys.config import to_json
 from recsys.files import STAGE_FILE, write_json
@@ -62,25 +63,54 @@ def test_rows_without_a_teacher_are_shares_of_the_student(tmp_path):
     )
 
 
-def test_a_student_that_is_given_is_named_by_the_command_that_made_it(tmp_path):
-    preset = PRESETS["movielens-1m"]
+def write_stage(directory, name, config, **inputs):
+    directory.mkdir()
+    record = {"stage": name, "config": to_json(config), "inputs": inputs, "fingerprint": name}
+    write_json(directory / STAGE_FILE, record)
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("name", ["movielens-1m", "amazon-multi"])
+def test_a_student_that_is_given_is_named_by_the_command_that_made_it(tmp_path, name, live):
+    preset = PRESETS[name]
     train = replace(preset.train_student, epochs=3, compile=False)
-    made_with = (replace(preset.student, width=96), preset.distill, train, 0, "auto", None)
-    for name, config in (
-        ("student", made_with),
-        ("targets", replace(preset.targets, vectors=True)),
-    ):
-        (tmp_path / name).mkdir()
-        write_json(tmp_path / name / STAGE_FILE, {"config": to_json(config)})
+    shape, keep = replace(preset.student, width=96), replace(preset.targets, vectors=True)
+    asked = keep if live else None
+    made_with = (shape, preset.distill, train, 0, "auto", asked)
+    write_stage(tmp_path / "targets", "targets", keep)
+    answers = {} if live else {"targets": "targets"}
+    write_stage(tmp_path / "student", "distill", made_with, **answers)
     flags = compression.flags_of(tmp_path / "student", tmp_path / "targets", preset)
-    assert flags == [
-        *("--model.width", "96", "--keep.vectors", "--train.epochs", "3", "--train.no-compile"),
-        *("--start", "auto", "--num-workers", "0"),
-    ]
     jobs = []
-    assert command(Distill.from_preset, jobs.append, ["movielens-1m", *flags]) == 0
-    assert (jobs[0].model, jobs[0].train) == (made_with[0], train)
-    assert jobs[0].keep.vectors
+    assert command(Distill.from_preset, jobs.append, [name, *flags]) == 0
+    assert (jobs[0].model, jobs[0].train) == (shape, train)
+    assert (jobs[0].live, jobs[0].keep, jobs[0].num_workers) == (live, keep, 0)
+
+
+def test_answers_that_a_student_has_not_learnt_from_are_refused(tmp_path):
+    preset = PRESETS["movielens-1m"]
+    made_with = (preset.student, preset.distill, preset.train_student, 0, "auto", None)
+    write_stage(tmp_path / "student", "distill", made_with, targets="of another")
+    write_stage(tmp_path / "targets", "targets", preset.targets)
+    with pytest.raises(ValueError, match="has learnt from other answers: give its own"):
+        compression.flags_of(tmp_path / "student", tmp_path / "targets", preset)
+
+
+def test_a_teacher_that_is_given_is_named_by_the_command_that_made_it(tmp_path):
+    preset = PRESETS["amazon-beauty"]
+    teacher = replace(preset.teacher, content=("text",))
+    made_with = (teacher, replace(preset.train, epochs=3), preset.loss, (2, 8))
+    write_stage(tmp_path / "one", "train", made_with)
+    words = compression.teacher_words(tmp_path / "one", "amazon-beauty")
+    assert words[:2] == ["jobs.train", "amazon-beauty"]
+    jobs = []
+    assert command(Train.from_preset, jobs.append, words[1:]) == 0
+    assert (jobs[0].model, jobs[0].train.epochs, jobs[0].num_workers) == (teacher, 3, (2, 8))
+    members = {"dataset": "d", "member-0": "a", "member-1": "b"}
+    write_stage(tmp_path / "two", "ensemble", ("stacked", 0), **members)
+    assert compression.teacher_words(tmp_path / "two", "amazon-beauty") == [
+        *("jobs.ensemble", "amazon-beauty", "--weights", "stacked", "--members", "0", "1")
+    ]
 
 
 def test_one_student_is_not_counted_as_several(tmp_path):

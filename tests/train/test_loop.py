@@ -9,8 +9,8 @@ import torch
 from recsys.evaluate.metrics import ndcg
 from recsys.evaluate.ranking import rank_targets
 from recsys.models import TransformerConfig, build
-from recsys.models.codes import move_codes
 from recsys.models.interface import torch_scorer
+from recsys.models.moving_codes import move_codes
 from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit, validation_ndcg
 from recsys.train.loop import Workers, train

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from recsys.models import TransformerConfig, build
-from recsys.models.codes import fix_codes, move_codes, nearest
 from recsys.models.item_table import CodebookItemTable
+from recsys.models.moving_codes import fix_codes, move_codes, nearest
 
 CONFIG = TransformerConfig(width=8, num_layers=1, num_heads=1, max_length=10, item_codes=4)
 NUM_ROWS = 401
@@ -35,8 +35,9 @@ def test_what_is_used_is_what_the_codes_stand_for(fixed, moving):
     moving.train()
     table = moving.item_embedding
     for part, rows_NS in enumerate(table.rows_VD[1:].chunk(4, dim=1)):
-        distances_NC = torch.cdist(rows_NS, table.centroids_PCS[part])
-        assert torch.equal(distances_NC.argmin(dim=1).to(torch.uint8), table.codes_VP[1:, part])
+        distances_NC = torch.cdist(rows_NS, table.coded.centroids_PCS[part])
+        nearest_N = distances_NC.argmin(dim=1).to(torch.uint8)
+        assert torch.equal(nearest_N, table.coded.codes_VP[1:, part])
     assert not torch.equal(moving.item_table(), fixed.item_table())
     assert not moving.item_table()[0].any()
 
@@ -47,10 +48,8 @@ def test_gradients_pass_to_vectors_as_before_and_to_rows_as_if_they_were_used(fi
     table_VD.retain_grad()
     (table_VD - wanted_VD).square().sum().backward()
     (moving.item_table() - wanted_VD).square().sum().backward()
-    vectors = "item_embedding.centroids_PCS"
-    torch.testing.assert_close(
-        moving.get_parameter(vectors).grad, fixed.get_parameter(vectors).grad
-    )
+    vectors, wanted = moving.item_embedding.coded.centroids_PCS, fixed.item_embedding.centroids_PCS
+    torch.testing.assert_close(vectors.grad, wanted.grad)
     rows = moving.item_embedding.rows_VD
     torch.testing.assert_close(rows.grad[1:], table_VD.grad[1:])
     assert not rows.grad[0].any()
@@ -80,6 +79,17 @@ def test_afterwards_the_model_is_one_of_codes_that_stay(fixed, moving):
     assert type(moving.item_embedding) is CodebookItemTable
     assert list(moving.state_dict()) == list(fixed.state_dict())
     assert torch.equal(moving.item_table(), table_VD)
+
+
+def test_codes_are_found_once_a_measurement(moving):
+    codes_VP = moving.item_embedding.coded.codes_VP
+    moving.eval()
+    found_VP = codes_VP.clone()
+    codes_VP.zero_()
+    moving.eval()  # as a scorer says of every batch of users
+    assert not codes_VP.any()
+    moving.train()
+    assert torch.equal(codes_VP[1:], found_VP[1:])
 
 
 def test_a_model_without_codes_is_left_as_it_is():
