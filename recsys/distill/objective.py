@@ -345,7 +345,7 @@ class Distillation:
                 teacher_PI = teacher_NE[places_P].double() @ teacher_IE.double().T
                 teacher_PI = teacher_PI.masked_fill(at.had(places_P, items_I), LEFT_OUT)
                 ranked_I = losses.item_ranking(student_PI, teacher_PI, NUM_SUITED)
-                loss = loss + config.item_ranking_weight * count * ranked_I.mean()
+                loss = loss + config.item_ranking_weight * count * ranked_I.mean().float()
         return loss
 
 
