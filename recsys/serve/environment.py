@@ -61,6 +61,8 @@ def set_environment(
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0",
         # Workers at nice 15, Ray's default, lose to anything else on the host.
         "RAY_worker_niceness": "0",
+        # On a busy host the proxy needs more than the three times 5 s that Ray gives it.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # Waiting 30 s for connections to drain would make Ctrl-C look broken.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",

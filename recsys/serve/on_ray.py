@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 from starlette.requests import Request as HttpRequest
@@ -192,12 +193,20 @@ def application(config: ServeConfig) -> serve.Application:
 
 
 def start(config: ServeConfig, *, host: str, port: int, request_timeout_s: float = 30) -> None:
-    """Starts the endpoint on a Ray that runs already, and returns once it answers."""
+    """Starts the endpoint on a Ray that runs already, and returns once it answers.
+
+    Raises:
+        ValueError: the directory cannot be served.
+        RuntimeError: Ray has given up its proxy, as it does where that takes too long to start.
+    """
     logger.setLevel(logging.WARNING)
-    serve.start(
-        http_options=HTTPOptions(host=host, port=port, request_timeout_s=request_timeout_s),
-        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-    )
+    try:
+        serve.start(
+            http_options=HTTPOptions(host=host, port=port, request_timeout_s=request_timeout_s),
+            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        )
+    except RayActorError:
+        raise RuntimeError("Ray's proxy has not started: is the machine busy? Try again") from None
     update(config)
 
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from jobs.serve import Serve, run
+from recsys.serve.config import ServeConfig
 from recsys.serve.environment import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,20 @@ def test_a_damaged_model_is_refused_before_ray_starts(tmp_path):
     with pytest.raises(ValueError, match="is damaged"):
         run(Serve(model=model, port=free_ports(1)[0]))
     assert "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ
+
+
+def test_a_proxy_that_ray_has_given_up_is_one_line(monkeypatch):
+    from ray import serve
+    from ray.exceptions import ActorDiedError
+
+    from recsys.serve import on_ray
+
+    def given_up(**_):
+        raise ActorDiedError
+
+    monkeypatch.setattr(serve, "start", given_up)
+    with pytest.raises(RuntimeError, match="proxy has not started: is the machine busy"):
+        on_ray.start(ServeConfig(model_directory="any"), host="127.0.0.1", port=1)
 
 
 def test_a_taken_port_is_refused(tmp_path):
