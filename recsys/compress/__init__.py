@@ -46,8 +46,8 @@ Step = (
     | Quantize
 )
 Recipe = tuple[Step, ...]
-Recover = Callable[[SequenceModel, int, int | None], SequenceModel]
-"""Trains a model for some epochs; with weights of some bits, where they are to be rounded."""
+Recover = Callable[[SequenceModel, Step, int | None], SequenceModel]
+"""Trains a model after a step; with weights of some bits, where they are to be rounded."""
 OF_TRANSFORMERS: Mapping[type, Callable[..., Transformer]] = {
     PruneLayers: prune_layers,
     PruneHeads: prune_heads,
@@ -100,7 +100,7 @@ def compress(
                 raise ValueError(
                     f"{type(step).__name__} asks for recovery, but there is no trainer"
                 )
-            model = recover(model, step.recover_epochs, bits)
+            model = recover(model, step, bits)
     return model, precision
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from recsys.checkpoint import ITEMS, Origin
-from recsys.compress import Recover
+from recsys.compress import CodebookItems, Recover, Step
 from recsys.models import save
 from recsys.models.interface import SequenceModel
 from recsys.train.config import TrainConfig
@@ -14,7 +14,7 @@ from recsys.train.fit import Fitted, Task, fit
 from recsys.train.objective import Objective
 
 LEARNING_RATE_SHARE = 0.25  # of the training before: the model starts near where it should end
-CODES_SHARE = 1.0  # but not where items have codes: the best ones are far from the first
+CODES_SHARE = 1.0  # but not where items have just got codes: the best are far from the first
 
 
 def recovery(
@@ -24,7 +24,7 @@ def recovery(
     directory: Path,
     trainer: Callable[[Task, Path], Fitted] = fit,
 ) -> Recover:
-    """Returns a function that trains a model on for some epochs.
+    """Returns a function that trains a model on after a step, for as long as that asks for.
 
     Args:
         train: as the model was trained; batches have as many positions where rows of `row_length`
@@ -34,11 +34,11 @@ def recovery(
     """
     numbers = itertools.count(1)
 
-    def recover(model: SequenceModel, epochs: int, bits: int | None) -> SequenceModel:
+    def recover(model: SequenceModel, step: Step, bits: int | None) -> SequenceModel:
         checkpoints = directory / f"recovery-{next(numbers)}"
         initial = checkpoints / "initial"
         save(model, initial, items=dataset / ITEMS, origin=Origin(role="compressed"))
-        share = CODES_SHARE if model.config.item_codes else LEARNING_RATE_SHARE
+        share = CODES_SHARE if isinstance(step, CodebookItems) else LEARNING_RATE_SHARE
         seen = model.config.max_length
         length = train.row_length or seen
         rows = train.batch_rows * length // min(length, seen)
@@ -47,7 +47,7 @@ def recovery(
             model=model.config,
             train=replace(
                 train,
-                epochs=epochs,
+                epochs=step.recover_epochs,
                 learning_rate=train.learning_rate * share,
                 batch_rows=rows,
                 row_length=min(length, seen),

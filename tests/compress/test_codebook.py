@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from recsys.compress import Quantize
 from recsys.compress.codebook import CodebookItems, codebook_items, kmeans
 from recsys.compress.recover import recovery
 from recsys.models import GRUConfig, TransformerConfig, build
@@ -80,8 +81,9 @@ def test_vectors_learn_and_codes_stay(config):
 def test_recovery_moves_vectors_and_codes(dataset_directory, tmp_path):
     torch.manual_seed(0)
     coded = build(replace(CONFIG, item_codes=4), 25).eval()
+    step = CodebookItems(codes=4, recover_epochs=1)
     train = TrainConfig(epochs=2, batch_rows=4, learning_rate=1e-2, num_threads=1)
-    recovered = recovery(dataset_directory, next_item, train, tmp_path)(coded, 1, None)
+    recovered = recovery(dataset_directory, next_item, train, tmp_path)(coded, step, None)
     before, after = coded.state_dict(), recovered.state_dict()
     codes, vectors = "item_embedding.codes_VP", "item_embedding.centroids_PCS"
     assert list(after) == list(before)
@@ -96,7 +98,8 @@ def test_recovery_with_rounded_weights_leaves_whole_ones_that_have_moved(
     torch.manual_seed(0)
     model = build(CONFIG, 25).eval()
     train = TrainConfig(epochs=2, batch_rows=4, learning_rate=1e-2, num_threads=1)
-    recovered = recovery(dataset_directory, next_item, train, tmp_path)(model, 1, 4)
+    step = Quantize(bits=4, recover_epochs=1)
+    recovered = recovery(dataset_directory, next_item, train, tmp_path)(model, step, 4)
     before, after = model.state_dict(), recovered.state_dict()
     assert list(after) == list(before)
     assert all(not torch.equal(after[name], before[name]) for name in before if "norm" not in name)

@@ -166,8 +166,8 @@ def test_a_shorter_view_is_that_of_the_latest_items(config, histories):
 def test_recipe_composes_and_recovers_where_asked(model, histories):
     recovered = []
 
-    def recover(smaller, epochs, _):
-        recovered.append((smaller.config.num_heads, epochs))
+    def recover(smaller, step, _):
+        recovered.append((smaller.config.num_heads, step))
         return smaller
 
     recipe = (
@@ -179,7 +179,7 @@ def test_recipe_composes_and_recovers_where_asked(model, histories):
         Quantize(),
     )
     smaller, precision = compress(model, recipe, histories=histories, recover=recover)
-    assert recovered == [(2, 3)]
+    assert recovered == [(2, recipe[1])]
     assert precision == "int8"
     assert smaller.config == dataclasses.replace(
         CONFIG, num_layers=1, num_heads=2, feed_forward_width=16, linear_rank=8, item_rank=8

@@ -86,13 +86,13 @@ def test_recovery_is_of_weights_that_are_rounded_and_ends_with_whole_ones():
     model = build(TransformerConfig(width=8, num_heads=1, head_width=8, max_length=5), 12)
     asked = []
 
-    def recover(model, epochs, bits):
-        asked.append((epochs, bits))
+    def recover(model, step, bits):
+        asked.append((step, bits))
         return model
 
     recipe = (PruneFeedForward(keep=8, recover_epochs=1), Quantize(bits=4, recover_epochs=2))
     _, precision = compress(model, recipe, histories=[np.array([1, 2])], recover=recover)
-    assert (asked, precision) == ([(1, None), (2, 4)], "int4")
+    assert (asked, precision) == ([(recipe[0], None), (recipe[1], 4)], "int4")
     with pytest.raises(ValueError, match="half precision loses nothing"):
         Quantize(bits=16, recover_epochs=1)
 
