@@ -100,11 +100,11 @@ def measure(results: Results, options: Options) -> None:
     if options.targets is not None:
         made = replace(made, targets=options.targets)
     subject = Subject(options.dataset, "recsys", options.variant(TEACHER), options.seeds[0])
-    words = ["jobs.train", *options.words((), 0)]
-    if options.teacher is not None:
-        words = teacher_words(options.teacher, preset_name(options.dataset))
+    given = options.teacher
+    own = ["jobs.train", *options.words((), 0)]
+    words = teacher_words(given, preset_name(options.dataset)) if given else own
     line = shlex.join(["python", "-m", *words])
-    if options.teacher is not None or not results.has(subject, line):
+    if given or not results.has(subject, line):
         results.put(subject, line, values(made.report))
     for seed in options.seeds:
         measure_student(results, options, made, seed)

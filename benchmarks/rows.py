@@ -93,8 +93,7 @@ class Results:
             Row(**shared, metric=metric, value=value, unit=unit)
             for metric, (value, unit) in values.items()
         ]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(self.path.with_name(f".{self.path.name}.lock")):  # others measure beside this
+        with alone(self.path):  # others measure beside this
             kept = [row for row in self.rows() if row.subject != subject]
             write_json(self.path, [asdict(row) for row in kept + measured])
 

@@ -128,9 +128,10 @@ def run_stage(
 
 @contextlib.contextmanager
 def alone(path: Path, *, busy: str | None = None) -> Iterator[None]:
-    """Holds the lock file `path`, where the file system knows locks; a process that dies lets go.
+    """Holds the lock of `path`, where the file system knows locks; a process that dies lets go.
 
-    The file stays: on NFS a waiter cannot tell whether one was taken away.
+    It is a hidden file beside it, which stays: on NFS a waiter cannot tell whether one was taken
+    away.
 
     Args:
         busy: what to say where another process holds it; none to wait.
@@ -138,7 +139,8 @@ def alone(path: Path, *, busy: str | None = None) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
-    with path.open("w") as file:  # writable: NFS locks nothing else
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:  # NFS locks what is writable only
         _lock(file, busy)
         yield
 
@@ -154,11 +156,8 @@ def _lock(file: TextIO, busy: str | None) -> None:
 
 
 def _only_writer(output: Path) -> contextlib.AbstractContextManager[None]:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    return alone(
-        output.with_name(f".{output.name}.lock"),
-        busy=f"another process is writing {output}.partial: wait until it is done, or stop it",
-    )
+    busy = f"another process is writing {output}.partial: wait until it is done, or stop it"
+    return alone(output, busy=busy)
 
 
 def _discard(directory: Path, patterns: Sequence[str]) -> None:

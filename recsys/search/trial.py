@@ -48,7 +48,7 @@ def measure(point: Point, material: Material, directory: Path) -> dict[str, Any]
         directory: where the point's model directory goes, under its name.
     """
     output = directory / point.name
-    with alone(directory / f"{point.name}.lock"):  # the sampler may propose a point twice at a time
+    with alone(output):  # the sampler may propose a point twice at a time
         if not (output / ROW).exists():
             partial = directory / f"{point.name}.partial"
             partial.mkdir(parents=True, exist_ok=True)

@@ -69,9 +69,16 @@ def write_stage(directory, name, config, **inputs):
     write_json(directory / STAGE_FILE, record)
 
 
-@pytest.mark.parametrize("live", [False, True])
-@pytest.mark.parametrize("name", ["movielens-1m", "amazon-multi"])
-def test_a_student_that_is_given_is_named_by_the_command_that_made_it(tmp_path, name, live):
+@pytest.mark.parametrize(
+    ("name", "live", "switch"),
+    [
+        ("movielens-1m", False, []),
+        ("movielens-1m", True, ["--live"]),
+        ("amazon-multi", False, ["--no-live"]),
+        ("amazon-multi", True, []),
+    ],
+)
+def test_a_student_that_is_given_is_named_by_the_command_that_made_it(tmp_path, name, live, switch):
     preset = PRESETS[name]
     train = replace(preset.train_student, epochs=3, compile=False)
     shape, keep = replace(preset.student, width=96), replace(preset.targets, vectors=True)
@@ -81,6 +88,10 @@ def test_a_student_that_is_given_is_named_by_the_command_that_made_it(tmp_path, 
     answers = {} if live else {"targets": "targets"}
     write_stage(tmp_path / "student", "distill", made_with, **answers)
     flags = compression.flags_of(tmp_path / "student", tmp_path / "targets", preset)
+    assert flags == [
+        *("--model.width", "96", "--keep.vectors", "--train.epochs", "3", "--train.no-compile"),
+        *(*switch, "--start", "auto", "--num-workers", "0"),
+    ]
     jobs = []
     assert command(Distill.from_preset, jobs.append, [name, *flags]) == 0
     assert (jobs[0].model, jobs[0].train) == (shape, train)
