@@ -76,6 +76,7 @@ def hard_and_soft_cross_entropy(
     *,
     left_out_NM: Tensor | None = None,
     soft_weight: float | Tensor,
+    hard_weight: float | Tensor | None = None,
     temperature: float,
 ) -> Tensor:
     """Returns (1 - w) hard + w T^2 soft, summed over positions; scores are computed once for both.
@@ -89,9 +90,11 @@ def hard_and_soft_cross_entropy(
         table_VD: as for `cross_entropy`; by a sample, targets and items are columns.
         teacher_NK: the teacher's probabilities of its items, softened by T.
         soft_weight: w, for all positions or, as N1, for each.
+        hard_weight: what stands for 1 - w, likewise; none for that.
     """
-    soft_weight_N1 = torch.zeros_like(states_ND[:, :1]) + soft_weight
-    hard_N1 = 1 - soft_weight_N1
+    zeros_N1 = torch.zeros_like(states_ND[:, :1])
+    soft_weight_N1 = zeros_N1 + soft_weight
+    hard_N1 = 1 - soft_weight_N1 if hard_weight is None else zeros_N1 + hard_weight
     soft_NK = teacher_NK * (soft_weight_N1 * temperature**2)
     if temperature != 1:
         hard = SoftLabels(targets_N[:, None], hard_N1)

@@ -39,24 +39,38 @@ class Told:
     dataset: Path
     num_targets: int | None = None
     """Of the step before; none before the first."""
+    model: SequenceModel | None = None
+    """What is trained, from its first step on."""
+    repeats = True  # as the usual one: what a GPU repeats says nothing, so `look_up` does
+
+    def look_up(self, batch: TensorBatch) -> TensorBatch:
+        """Tells of the step before, where the GPU repeats a recorded one."""
+        self._tell(batch)
+        return batch._replace(found=True)
 
     def __call__(self, model: SequenceModel, batch: TensorBatch) -> torch.Tensor:
+        self.model = model
+        if not batch.found:
+            self._tell(batch)
+        return next_item(model, batch)
+
+    def _tell(self, batch: TensorBatch) -> None:
         if self.num_targets is not None:
-            self.watch.step(self.num_targets, lambda: self._evaluate(model))
+            self.watch.step(self.num_targets, self._evaluate)
             self.after_step()
         self.num_targets = int((batch.targets_BL != 0).sum())
-        return next_item(model, batch)
 
     def after_step(self) -> None:
         """Ends the run once the watch has seen enough."""
         if self.watch.done:
             raise Done
 
-    def _evaluate(self, model: SequenceModel) -> float:
-        device = next(model.parameters()).device.type
+    def _evaluate(self) -> float:
+        assert self.model is not None
+        device = next(self.model.parameters()).device.type
         with torch.autocast(device, enabled=False):  # as outside of a step
-            value = validation_ndcg(torch_scorer(model), Dataset.open(self.dataset))
-        model.train()
+            value = validation_ndcg(torch_scorer(self.model), Dataset.open(self.dataset))
+        self.model.train()
         return value
 
 

@@ -92,16 +92,17 @@ class Scores(NamedTuple):
     log_normalizers_N: Tensor
 
     def answers(self) -> Answers:
-        """Returns scores as log-probabilities."""
+        """Returns scores as log-probabilities, in 32 bits, and items in 64."""
         normalizers_N1 = self.log_normalizers_N[:, None]
-        masked_NM = self.sampled_scores_NM <= LEFT_OUT
+        sampled_scores_NM = self.sampled_scores_NM.float()
+        masked_NM = sampled_scores_NM <= LEFT_OUT
         return Answers(
-            self.items_NK,
-            self.scores_NK - normalizers_N1,
-            self.target_scores_N - self.log_normalizers_N,
-            self.sampled_NM,
-            (self.sampled_scores_NM - normalizers_N1).masked_fill(masked_NM, -torch.inf),
-            self.states_NE,
+            self.items_NK.long(),
+            self.scores_NK.float() - normalizers_N1,
+            self.target_scores_N.float() - self.log_normalizers_N,
+            self.sampled_NM.long(),
+            (sampled_scores_NM - normalizers_N1).masked_fill(masked_NM, -torch.inf),
+            self.states_NE.float(),
         )
 
 

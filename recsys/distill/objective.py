@@ -158,6 +158,8 @@ class _Positions:
     answers: Answers
     drawn: Drawn | None
     """What stands for the catalogue, if not all of it does."""
+    asked_N1: Tensor | None = None
+    """Whether the teacher was asked there; none for everywhere."""
 
     @cached_property
     def table_VD(self) -> Tensor | SharedTable:
@@ -239,17 +241,39 @@ class Distillation:
     def _item_vectors(self) -> Tensor:
         return self.teacher.item_vectors()
 
+    @property
+    def repeats(self) -> bool:
+        """Whether every step is the same operations: no means over what was asked, nothing drawn,
+        no weight that moves, and a teacher who has spoken."""
+        config = self.config
+        others = (config.trust, config.matches_vectors, config.num_negatives)
+        moves = config.soft_weight_at_end is not None
+        return isinstance(self.source, Path) and not moves and not any(others)
+
+    def look_up(self, batch: TensorBatch) -> TensorBatch:
+        """Returns the batch with the teacher's `Scores` at all positions of its rows; where nothing
+        was asked, they are those of another position."""
+        assert isinstance(self.teacher, Targets)
+        rows_N = batch.rows_BL.flatten().clamp(min=0).numpy()
+        return batch._replace(found=self.teacher.look_up(rows_N))
+
     def __call__(self, model: SequenceModel, batch: TensorBatch) -> Tensor:
         asked_BL = batch.rows_BL >= 0
-        states_ND = model.encode(batch.inputs).float()[asked_BL]
+        everywhere = batch.found is not None
+
+        def chosen(of_BL: Tensor) -> Tensor:
+            return of_BL.flatten(0, 1) if everywhere else of_BL[asked_BL]
+
+        states_ND = chosen(model.encode(batch.inputs).float())
         count = self.config.num_negatives
         at = _Positions(
             model,
             states_ND,
-            batch.targets_BL[asked_BL],
-            seen_items(batch.inputs)[asked_BL] if self.config.leave_out_seen else None,
-            self.teacher.answers(batch),
+            chosen(batch.targets_BL),
+            chosen(seen_items(batch.inputs)) if self.config.leave_out_seen else None,
+            batch.found.answers() if everywhere else self.teacher.answers(batch),
             self._sampler.draw(count, states_ND.device) if count else None,
+            asked_BL.flatten()[:, None] if everywhere else None,
         )
         return self._labels(at, batch.progress) + self._vectors(at)
 
@@ -266,6 +290,9 @@ class Distillation:
     def _labels(self, at: _Positions, progress: float) -> Tensor:
         """Returns the loss of hard and soft labels."""
         config, weight_N1 = self.config, self._soft_weight(at.answers, progress)
+        hard_N1 = 1 - weight_N1
+        if at.asked_N1 is not None:
+            hard_N1, weight_N1 = hard_N1 * at.asked_N1, weight_N1 * at.asked_N1
         if config.soft in ("kl", "probabilities"):
             items_NJ, shares_NJ = _distribution(at, config)
             softmax = at.softmax(items_NJ)
@@ -276,11 +303,12 @@ class Distillation:
                 softmax.items_NK,
                 shares_NJ,
                 left_out_NM=softmax.left_out_NW,
+                hard_weight=hard_N1,
                 soft_weight=weight_N1,
                 temperature=config.temperature,
             )
         softmax = at.softmax(at.answers.items_NK[:, :0])
-        hard = SoftLabels(softmax.targets_N[:, None], 1 - weight_N1)
+        hard = SoftLabels(softmax.targets_N[:, None], hard_N1)
         hard_loss = cross_entropy(at.states_ND, softmax.table_VD, [hard], softmax.left_out_NW)
         return hard_loss + (weight_N1[:, 0] * self._listed(at)).sum()
 

@@ -209,8 +209,9 @@ class Targets:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def look_up(self, rows_N: np.ndarray) -> Answers:
-        """Returns the answers at training positions, by their numbers."""
+    def look_up(self, rows_N: np.ndarray) -> Scores:
+        """Returns what is stored of training positions, by their numbers, in the types in which it
+        is stored."""
         shard_N = np.searchsorted(self.starts, rows_N, side="right") - 1
         local_N = rows_N - self.starts[shard_N]
         parts = [(self.shards[shard], shard_N == shard) for shard in np.unique(shard_N)]
@@ -218,17 +219,17 @@ class Targets:
         for name, stored in STORED.items():
             read = name in self.columns
             shape = self.shards[0][name].shape[1:] if read else (0,)
-            values = np.empty((len(rows_N), *shape), np.int64 if stored is np.int32 else np.float32)
+            values = np.empty((len(rows_N), *shape), stored)
             for columns, mine in parts if read else ():
                 values[mine] = columns[name][local_N[mine]]
             found[name] = torch.from_numpy(values)
-        return Scores(**found).answers()
+        return Scores(**found)
 
     def answers(self, batch: TensorBatch) -> Answers:
         """Returns the answers at the batch's training positions, in order."""
         rows_N = batch.rows_BL[batch.rows_BL >= 0]
         found = self.look_up(rows_N.cpu().numpy())
-        return Answers(*(values.to(rows_N.device) for values in found))
+        return Scores(*(values.to(rows_N.device) for values in found)).answers()
 
     def item_vectors(self) -> Tensor:
         """Returns the teacher's table_VE, in half precision."""

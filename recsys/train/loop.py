@@ -26,7 +26,8 @@ from recsys.models.interface import SequenceModel
 from recsys.models.item_table import ENCODER
 from recsys.models.layers import compile_encoder
 from recsys.train.config import TrainConfig, find_device, has_bfloat16, has_compiler
-from recsys.train.objective import Objective, to_tensors
+from recsys.train.objective import Objective, Repeatable, TensorBatch, to_tensors
+from recsys.train.repeat import Repeated, can_repeat
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -71,6 +72,17 @@ class Workers:
 
     rank: int = 0
     world_size: int = 1
+
+
+class Rates(NamedTuple):
+    """What of a step depends on how many there were: numbers, or tensors where it is repeated."""
+
+    scale: Any
+    """Of the loss: the inverse of the number of targets."""
+    schedule: Any
+    """Share of the peak that the learning rate has."""
+    moved: Any
+    """Share of the way to the weights that their average moves."""
 
 
 class Trained(NamedTuple):
@@ -129,6 +141,12 @@ class _Run:
         self.average = [p.detach().clone() for p in model.parameters()] if config.ema else []
         self.total_steps = config.epochs * len(self._batches(0))
         self._load(checkpoints.load())
+        self.ahead: tuple[int, TensorBatch] | None = None
+        alone = self.device.type == "cuda" and workers.world_size == 1
+        self.repeated = alone and can_repeat(model, objective)
+        for group in self.optimizer.param_groups:  # what was loaded may be of another device
+            group["capturable"] = self.repeated
+        self.update = Repeated(self._update, self.device) if self.repeated else self._update
         if config.compile and has_compiler():
             compile_encoder(model)
 
@@ -167,25 +185,52 @@ class _Run:
     def _step(self, batches: Batches, index: int) -> float:
         torch.manual_seed((self.config.seed << 40) + (self.workers.rank << 32) + self.step)
         self.model.train()
-        batch = to_tensors(batches.batch(index), self.device)
-        batch = batch._replace(progress=self.step / self.total_steps)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            loss = self.objective(self.model, batch)
-        scale = 1 / batches.num_targets(index)
-        (loss * scale).backward()
-        total = self._combine(loss.detach())
-        if not math.isfinite(total):
-            raise ValueError(f"the loss is {total} at step {self.step}; lower the learning rate")
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * self._schedule()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        at, batch = self.ahead or (-1, None)
+        if batch is None or at != self.step:
+            batch = self._read(batches, index, self.step)
+        loss = self.update(batch, self._rates(batches.num_targets(index)))
         self.step += 1
-        self._average()
+        if index + 1 < len(batches):  # while a GPU is at work
+            self.ahead = self.step, self._read(batches, index + 1, self.step)
+        total = float(loss)
+        if not math.isfinite(total):
+            raise ValueError(
+                f"the loss is {total} at step {self.step - 1}; lower the learning rate"
+            )
         return total
 
-    def _combine(self, loss: Tensor) -> float:
+    def _read(self, batches: Batches, index: int, step: int) -> TensorBatch:
+        """Returns a batch as `_update` takes it."""
+        batch = to_tensors(
+            batches.batch(index), torch.device("cpu") if self.repeated else self.device
+        )
+        if not self.repeated:
+            return batch._replace(progress=step / self.total_steps)
+        return self.objective.look_up(batch) if isinstance(self.objective, Repeatable) else batch
+
+    def _rates(self, num_targets: int) -> Rates:
+        # The average moves faster at first, to forget the start.
+        decay = min(self.config.ema or 0.0, (self.step + 1) / (self.step + 11))
+        rates = Rates(1 / num_targets, self._schedule(), 1 - decay)
+        return Rates(*map(torch.tensor, rates)) if self.repeated else rates
+
+    def _update(self, batch: TensorBatch, rates: Rates) -> Tensor:
+        """Makes a step; returns the loss of the whole batch."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            loss = self.objective(self.model, batch)
+        (loss * rates.scale).backward()
+        loss = self._combine(loss.detach())
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rates.schedule
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            for average, weight in zip(self.average, self.model.parameters(), strict=True):
+                average.lerp_(weight.detach(), rates.moved)
+        return loss
+
+    def _combine(self, loss: Tensor) -> Tensor:
         """Adds gradients and loss over the workers; returns the loss of the whole batch."""
         if self.workers.world_size > 1:
             # Sharded ones are summed by then.
@@ -196,15 +241,7 @@ class _Run:
             loss, *parts = flat.split([1, *(g.numel() for g in gradients)])
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
-        return float(loss)
-
-    def _average(self) -> None:
-        """Moves the averages towards the weights, faster at first, to forget the start."""
-        if self.average:
-            assert self.config.ema is not None
-            decay = min(self.config.ema, self.step / (self.step + 10))
-            for average, weight in zip(self.average, self.model.parameters(), strict=True):
-                average.lerp_(weight.detach(), 1 - decay)
+        return loss
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class TensorBatch(NamedTuple):
     rows_BL: Tensor
     progress: float = 0.0
     """Share of all steps that is done."""
+    found: Any = None
+    """What `Repeatable.look_up` has found, for every position of the rows."""
 
 
 class Objective(Protocol):
@@ -41,6 +43,21 @@ class Objective(Protocol):
 
     def __call__(self, model: SequenceModel, batch: TensorBatch) -> Tensor:
         """Returns the loss summed over the batch's targets."""
+        ...
+
+
+@runtime_checkable
+class Repeatable(Protocol):
+    """An `Objective` that can be the same operations on tensors of the same shapes in every step,
+    so that a GPU repeats one (`recsys.train.repeat`)."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it is as it is set, given batches that `look_up` has been through."""
+        ...
+
+    def look_up(self, batch: TensorBatch) -> TensorBatch:
+        """Returns a batch of the processor with what it has to be read from disk for."""
         ...
 
 

@@ -101,6 +101,45 @@ def test_by_any_loss_a_student_learns_what_the_teacher_would_recommend(
 
 
 @pytest.mark.parametrize("soft", KINDS)
+def test_looked_up_for_all_positions_the_loss_is_the_same(dataset, directory, student, soft):
+    """As a GPU that repeats a step needs it: nothing has a shape of its own."""
+    batches = Batches(dataset, num_rows=4, length=20, seed=0, epoch=0)
+    batch = to_tensors(batches.batch(len(batches) - 1), torch.device("cpu"))
+    assert 0 < (batch.rows_BL >= 0).float().mean() < 1
+    objective = Distillation(directory / "targets", DistillConfig(soft=soft, soft_weight=0.7))
+    gradients = []
+    for read in (batch, objective.look_up(batch)):
+        student.zero_grad()
+        loss = objective(student, read)
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad.clone() for p in student.parameters())])
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "repeats"),
+    [
+        ({}, True),
+        ({"soft": "union"}, True),
+        ({"trust": True}, False),
+        ({"soft_weight_at_end": 0.5}, False),
+        ({"num_negatives": 8}, False),
+        ({"relation_weight": 1.0}, False),
+    ],
+    ids=str,
+)
+def test_steps_repeat_where_all_is_looked_up_or_the_same(
+    dataset_directory, directory, settings, repeats
+):
+    config = DistillConfig(**settings)
+    stored = Distillation(directory / "targets", config, dataset_directory)
+    assert stored.repeats is repeats
+    live = Distillation(LiveTeacher(directory / "teacher", KEEP), config, dataset_directory)
+    assert not live.repeats
+
+
+@pytest.mark.parametrize("soft", KINDS)
 def test_with_no_weight_only_the_log_is_learned(directory, batch, student, soft):
     silent = DistillConfig(soft=soft, soft_weight=0.0)
     loss = Distillation(directory / "targets", silent)(student, batch)

@@ -56,7 +56,7 @@ def test_every_position_has_the_teachers_own_answer(dataset, teacher, leave_out_
             if leave_out_seen:
                 scores_V[history] = -np.inf
             logs_V = scores_V - np.log(np.exp(scores_V).sum())
-            found = targets.look_up(np.array([first[user] + position]))
+            found = targets.look_up(np.array([first[user] + position])).answers()
             answers = type(found)(*(value[0].numpy() for value in found))
             best_K = np.sort(logs_V)[::-1][:TOP_K]
             np.testing.assert_allclose(answers.logs_NK, best_K, atol=2e-3)
@@ -78,7 +78,7 @@ def test_every_position_has_the_teachers_own_answer(dataset, teacher, leave_out_
 
 def test_probabilities_of_a_sample_add_up_to_the_rest_of_the_catalogue(dataset, teacher, tmp_path):
     write_targets(teacher, dataset, tmp_path, replace(EVERYTHING, num_sampled=64))
-    answers = Targets(tmp_path).look_up(np.arange(first_rows(dataset)[-1]))
+    answers = Targets(tmp_path).look_up(np.arange(first_rows(dataset)[-1])).answers()
     best_N = answers.logs_NK.exp().sum(dim=1)
     stands_for = (dataset.num_items_with_padding - 1) / 64
     rest_N = answers.sampled_logs_NM.exp().sum(dim=1) * stands_for
@@ -167,7 +167,7 @@ def test_the_objective_looks_up_the_answers_of_its_positions(
         strict=True,
     ):
         if row >= 0:
-            answers = targets.look_up(np.array([row]))
+            answers = targets.look_up(np.array([row])).answers()
             items, logs = answers.items_NK[0], answers.logs_NK[0]
             soft = ((logs / 2).softmax(-1) * (logits_V / 2).log_softmax(-1)[items]).sum()
             expected -= 0.4 * logits_V.log_softmax(-1)[item] + 0.6 * 4 * soft

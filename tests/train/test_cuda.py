@@ -12,8 +12,10 @@ from recsys.distill.objective import Distillation, DistillConfig
 from recsys.distill.targets import Targets, write_targets
 from recsys.files import run_stage
 from recsys.models import GRUConfig, HSTUConfig, TransformerConfig, build, load_model, save
+from recsys.train import repeat
 from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit
+from recsys.train.loop import FileCheckpoints
 from recsys.train.objective import LossConfig, objective
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -58,11 +60,73 @@ def _directories(tmp_path):
         (tmp_path / name).mkdir()
 
 
-@pytest.mark.parametrize("model", [TRANSFORMER, CODES, HSTU, GRU], ids=lambda m: type(m).__name__)
-def test_every_model_learns_the_same(dataset_directory, tmp_path, model):
+@pytest.fixture
+def recordings(monkeypatch):
+    """The recordings of steps that are made."""
+    made = []
+
+    class Watched(repeat.torch.cuda.CUDAGraph):
+        def __init__(self, *_):
+            made.append(self)
+
+    monkeypatch.setattr(repeat.torch.cuda, "CUDAGraph", Watched)
+    return made
+
+
+@pytest.mark.parametrize(
+    "model", [TRANSFORMER, CODES, HSTU, GRU], ids=["transformer", "codes", "hstu", "gru"]
+)
+def test_every_model_learns_the_same(dataset_directory, tmp_path, recordings, model):
     task = Task(dataset=dataset_directory, model=model, train=CPU)
     on_cpu, on_gpu = both(task, tmp_path)
     assert on_gpu == pytest.approx(on_cpu, rel=1e-3)
+    assert len(recordings) == 1
+
+
+def test_dropout_has_other_masks_in_every_step_that_is_repeated(dataset_directory, tmp_path):
+    """With the same masks in all, a step would have the loss of the one before, nearly."""
+    model = replace(TRANSFORMER, dropout=0.5)
+    train = replace(CUDA, learning_rate=1e-12, epochs=6, ema=None)
+    found = losses(fit(Task(dataset=dataset_directory, model=model, train=train), tmp_path))
+    again = replace(train, seed=1)
+    others = losses(
+        fit(Task(dataset=dataset_directory, model=model, train=again), tmp_path / "cuda")
+    )
+    assert len({round(loss, 6) for loss in found}) == len(found)
+    assert found != others
+
+
+def test_a_run_that_stopped_goes_on_as_it_would_have(dataset_directory, tmp_path):
+    model = replace(TRANSFORMER, dropout=0.1)
+    task = Task(dataset=dataset_directory, model=model, train=CUDA)
+    expected = losses(fit(task, tmp_path / "cpu"))
+    with pytest.raises(KeyboardInterrupt):
+        fit(task, Stops(tmp_path / "cuda", after=2))
+    assert losses(fit(task, tmp_path / "cuda")) == pytest.approx(expected, rel=1e-4)
+
+
+class Stops(FileCheckpoints):
+    """Stops the run after some checkpoints."""
+
+    def __init__(self, directory, after):
+        super().__init__(directory)
+        self.left = after
+
+    def save(self, state, metrics):
+        super().save(state, metrics)
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_codes_move_and_weights_are_rounded_the_same(dataset_directory, dataset, tmp_path):
+    initial = tmp_path / "initial"
+    torch.manual_seed(0)
+    model = build(CODES, dataset.num_items_with_padding)
+    save(model, initial, items=dataset.path / ITEMS, origin=Origin(role="student"))
+    task = Task(dataset=dataset_directory, model=CODES, train=CPU, initial=initial, weight_bits=4)
+    on_cpu, on_gpu = both(task, tmp_path)
+    assert on_gpu == pytest.approx(on_cpu, rel=2e-2)
 
 
 @pytest.mark.parametrize("kind", ["sampled-softmax", "gbce"])
@@ -99,12 +163,16 @@ def test_a_teacher_answers_the_same_stored_and_live(dataset_directory, dataset, 
         )
     rows_N = np.arange(len(Targets(tmp_path / "targets-cpu")))
     on_cpu, on_gpu = (Targets(tmp_path / f"targets-{name}") for name in ("cpu", "cuda"))
-    for expected, found in zip(on_cpu.look_up(rows_N), on_gpu.look_up(rows_N), strict=True):
+    for expected, found in zip(
+        *(each.look_up(rows_N).answers() for each in (on_cpu, on_gpu)), strict=True
+    ):
         finite = expected.isfinite()
         assert torch.equal(finite, found.isfinite())
         assert torch.allclose(found[finite].float(), expected[finite].float(), atol=2e-3)
-    for source in (tmp_path / "targets-cpu", LiveTeacher(teacher, keep)):
-        listens = Distillation(source, DistillConfig(hint_weight=1.0), dataset_directory)
+    hints = DistillConfig(hint_weight=1.0)
+    stored, live = tmp_path / "targets-cpu", LiveTeacher(teacher, keep)
+    for source, config in ((stored, DistillConfig()), (stored, hints), (live, hints)):
+        listens = Distillation(source, config, dataset_directory)
         task = Task(dataset=dataset_directory, model=TRANSFORMER, train=CPU, objective=listens)
         task = replace(task, model=replace(TRANSFORMER, width=24))
         found = losses(fit(replace(task, train=CUDA), tmp_path / "cuda"))
