@@ -50,8 +50,6 @@ class Options(students.Options):
     dropouts: tuple[float, ...] = (0.1, 0.3)
     """What both may choose from, on validation: a student alone may need some where a distilled one
     needs none."""
-    flags: tuple[str, ...] = ()
-    """Further flags of jobs.distill, one word each."""
 
 
 def measure(results: Results, options: Options) -> None:
@@ -68,9 +66,7 @@ def measure(results: Results, options: Options) -> None:
     for seed in options.seeds:
         for shape, share in sorted(shapes.items(), key=lambda item: item[1]):
             choices = [
-                students.student_words(
-                    options, (*shape, "--model.dropout", f"{dropout:g}", *options.flags), seed
-                )
+                students.student_words(options, (*shape, "--model.dropout", f"{dropout:g}"), seed)
                 for dropout in options.dropouts
             ]
             compression = [preset, "--recipe", PRECISION]

@@ -1,5 +1,6 @@
 """Students of one teacher: what `benchmarks.gap` and `benchmarks.distill_losses` have in common."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ class Options(Runs):
 
     teacher: Path | None = None
     """The teacher's model directory; none to train that of the preset."""
+    flags: str = ""
+    """Further flags of jobs.distill: --flags="--train.epochs 24"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ def material(options: Options) -> Material:
 
 def student_words(options: Options, flags: tuple[str, ...], seed: int) -> list[str]:
     """Returns the arguments of `jobs.distill`."""
-    return options.words((*flags, *KEEP), seed)
+    return options.words((*flags, *shlex.split(options.flags), *KEEP), seed)
 
 
 def distill(

@@ -45,6 +45,12 @@ def test_a_gpu_is_asked_for_by_name():
     assert (job.train.device, job.num_workers, job.train.seed) == ("cuda", 0, 1)
 
 
+def test_further_flags_are_of_every_student():
+    options = students.Options(dataset="amazon-beauty", flags="--train.epochs 3 --train.no-compile")
+    job = parsed(students.student_words(options, ("--model.width", "24"), seed=1))
+    assert (job.train.epochs, job.train.compile, job.model.width) == (3, False, 24)
+
+
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
     """The words of each training that was asked for, none of which happens."""
