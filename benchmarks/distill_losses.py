@@ -75,13 +75,14 @@ def _train(options: Options, made: Material, variant: str, seed: int, words: lis
 
 def markdown(rows: Sequence[Row]) -> str:
     """Returns means over the seeds."""
+    names = list(VARIANTS)
     lines = [
         [
             name,
             *(spread(values_of(rows, metric, variant=name)) for metric in METRICS),
             f"{len(values_of(rows, METRICS[0], variant=name))}",
         ]
-        for name in dict.fromkeys(row.variant for row in rows)
+        for name in sorted({row.variant for row in rows}, key=names.index)
     ]
     return table(["student", "NDCG@10", "HR@10", "seeds"], lines)
 

@@ -154,7 +154,7 @@ def markdown(rows: Sequence[Row]) -> str:
     closed, and a link to it."""
     draw(rows)
     lines = []
-    for name in dict.fromkeys(row.variant for row in rows):
+    for name in _sizes(rows):
         distilled, alone, teacher, size = (
             values_of(rows, metric, variant=name)
             for metric in (METRIC, f"alone_{METRIC}", f"teacher_{METRIC}", "size_bytes")
@@ -167,6 +167,11 @@ def markdown(rows: Sequence[Row]) -> str:
     return f"{table(head, lines)}\n\n![size and accuracy](results/{_picture(rows)})"
 
 
+def _sizes(rows: Sequence[Row]) -> list[str]:
+    """Returns the names of what was measured, smallest first."""
+    return sorted({row.variant for row in rows}, key=lambda name: int(name[len("size=") : -1]))
+
+
 def _picture(rows: Sequence[Row]) -> str:
     return f"{BENCHMARK}-{rows[0].dataset}.png"
 
@@ -176,7 +181,7 @@ def draw(rows: Sequence[Row]) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    names = dict.fromkeys(row.variant for row in rows)
+    names = _sizes(rows)
     sizes = [statistics.mean(values_of(rows, "size_bytes", variant=name)) / 1024 for name in names]
     for label, metric in (("distilled", METRIC), ("alone", f"alone_{METRIC}")):
         means = [statistics.mean(values_of(rows, metric, variant=name)) for name in names]

@@ -194,8 +194,12 @@ def _kl(of: Tensor, to: Tensor) -> Tensor:
 
 
 def _project(states_ND: Tensor, teacher_NE: Tensor) -> Tensor:
-    """Returns the linear map of the states that is nearest to the teacher's, with a small ridge."""
-    moment_DD = states_ND.T @ states_ND
-    ridge_D = RIDGE * moment_DD.diagonal().mean().expand(len(moment_DD))
-    moment_DD = moment_DD + ridge_D.diag()
-    return states_ND @ torch.linalg.solve(moment_DD, states_ND.T @ teacher_NE)
+    """Returns the linear map of the states that is nearest to the teacher's, with a small ridge.
+
+    Whatever autocast says in 32 bits: in fewer, equations are not solved.
+    """
+    with torch.autocast(states_ND.device.type, enabled=False):
+        moment_DD = states_ND.T @ states_ND
+        ridge_D = RIDGE * moment_DD.diagonal().mean().expand(len(moment_DD))
+        moment_DD = moment_DD + ridge_D.diag()
+        return states_ND @ torch.linalg.solve(moment_DD, states_ND.T @ teacher_NE)

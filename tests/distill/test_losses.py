@@ -139,6 +139,16 @@ def test_contrast_is_least_where_states_are_linear_maps_of_the_teachers():
     assert alike < 1 < apart
 
 
+@pytest.mark.parametrize("loss", [losses.hint, losses.contrast])
+def test_projections_are_found_in_32_bits_under_autocast(loss):
+    """Equations are not solved in fewer."""
+    states_ND, teacher_NE = torch.randn(200, 4), torch.randn(200, 9)
+    expected = loss(states_ND, teacher_NE)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(states_ND, teacher_NE)
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
+
+
 def test_relations_by_hand():
     vectors_ID = torch.tensor([[1.0, 0.0], [0.0, 2.0]])  # cosine 0
     teacher_IE = torch.tensor([[1.0, 0.0, 0.0], [3.0, 0.0, 0.0]])  # cosine 1

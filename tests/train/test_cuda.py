@@ -12,7 +12,6 @@ from recsys.distill.objective import Distillation, DistillConfig
 from recsys.distill.targets import Targets, write_targets
 from recsys.files import run_stage
 from recsys.models import GRUConfig, HSTUConfig, TransformerConfig, build, load_model, save
-from recsys.train import repeat
 from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit
 from recsys.train.loop import FileCheckpoints
@@ -63,13 +62,13 @@ def _directories(tmp_path):
 @pytest.fixture
 def recordings(monkeypatch):
     """The recordings of steps that are made."""
-    made = []
+    made, graph = [], torch.cuda.CUDAGraph
 
-    class Watched(repeat.torch.cuda.CUDAGraph):
-        def __init__(self, *_):
-            made.append(self)
+    def recording():
+        made.append(graph())
+        return made[-1]
 
-    monkeypatch.setattr(repeat.torch.cuda, "CUDAGraph", Watched)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", recording)
     return made
 
 
