@@ -115,12 +115,17 @@ def measure_student(results: Results, options: Options, made: Material, seed: in
     preset = PRESETS[preset_name(options.dataset)]
     directory = options.directory / str(seed)
     student = options.student or directory / "student"
+    listens: list[str] = []  # as the student did, so does its recovery
     if options.student is not None:
+        if options.flags:
+            raise ValueError("--flags are of students that are trained here: leave out --student")
         words = [preset_name(options.dataset), *flags_of(student, made.targets, preset)]
+        listens = words_of(changes("distill", read_distill(student), preset.distill))
     else:
         # A teacher that is asked live is asked for what the preset's loss reads, and no more.
         live = preset.live
-        words = options.words((), seed) if live else students.student_words(options, (), seed)
+        more = shlex.split(options.flags)
+        words = options.words(more, seed) if live else students.student_words(options, (), seed)
         students.distill(words, made, student)
     model = load_model(student).config
     if not isinstance(model, TransformerConfig):
@@ -131,7 +136,7 @@ def measure_student(results: Results, options: Options, made: Material, seed: in
         results.put(subject, line, values(read_json(student / "report.json")))
     for recipe in options.only or recipes(model):
         subject = subject._replace(variant=options.variant(recipe))
-        words = options.words(("--recipe", *recipe.split()), seed)
+        words = options.words(("--recipe", *recipe.split(), *listens), seed)
         line = shlex.join(["python", "-m", "jobs.compress", *words])
         if results.has(subject, line):
             continue
@@ -182,6 +187,12 @@ def flags_of(student: Path, targets: Path, preset: Preset) -> list[str]:
     }
     switch = [] if live == preset.live else ["--live" if live else "--no-live"]
     return [*words_of(flags), *switch, "--start", start, *_workers(num_workers)]
+
+
+def read_distill(student: Path) -> dict[str, Any]:
+    """Returns how a student has listened to its teacher, by what its stage has kept."""
+    _, distill, *_ = read_json(student / STAGE_FILE)["config"]
+    return distill
 
 
 def _workers(count: int | list[int]) -> list[str]:

@@ -75,7 +75,7 @@ class Workers:
 
 
 class Rates(NamedTuple):
-    """What of a step depends on how many there were: numbers, or tensors where it is repeated."""
+    """What differs from step to step besides the batch: numbers, or tensors where one repeats."""
 
     scale: Any
     """Of the loss: the inverse of the number of targets."""
@@ -111,7 +111,8 @@ def train(
         bar: where the progress bar goes; none for a terminal, if there is one.
 
     Raises:
-        ValueError: the loss is not finite, there is nothing to train on, or no such device.
+        ValueError: the loss is not finite, and the model ruined; there is nothing to train on; or
+            no such device.
     """
     if config.compile and not has_compiler() and workers.rank == 0:
         print("no C++ compiler is found: training is not compiled, and slower", file=sys.stderr)
@@ -142,8 +143,7 @@ class _Run:
         self.total_steps = config.epochs * len(self._batches(0))
         self._load(checkpoints.load())
         self.ahead: tuple[int, TensorBatch] | None = None
-        alone = self.device.type == "cuda" and workers.world_size == 1
-        self.repeated = alone and can_repeat(model, objective)
+        self.repeated = workers.world_size == 1 and can_repeat(model, objective, self.device)
         for group in self.optimizer.param_groups:  # what was loaded may be of another device
             group["capturable"] = self.repeated
         self.update = Repeated(self._update, self.device) if self.repeated else self._update
@@ -160,8 +160,11 @@ class _Run:
         return None
 
     def train(self) -> None:
-        while self.epoch < self.config.epochs and not self._out_of_patience():
-            self._epoch()
+        try:
+            while self.epoch < self.config.epochs and not self._out_of_patience():
+                self._epoch()
+        finally:
+            del self.update  # it knows this run: a circle that would keep its moments
         self.model.load_state_dict(self.best)
         self.model.eval()
         if self.mesh is None:
@@ -190,7 +193,7 @@ class _Run:
             batch = self._read(batches, index, self.step)
         loss = self.update(batch, self._rates(batches.num_targets(index)))
         self.step += 1
-        if index + 1 < len(batches):  # while a GPU is at work
+        if index + 1 < len(batches):  # while a GPU repeats the step
             self.ahead = self.step, self._read(batches, index + 1, self.step)
         total = float(loss)
         if not math.isfinite(total):
@@ -393,6 +396,8 @@ def _settings(config: TrainConfig) -> Iterator[None]:
         with compiled(config.compile and has_compiler()), warnings.catch_warnings():
             # True of features of items and of scales of weights, and no matter for either.
             warnings.filterwarnings("ignore", message="bf16 and fp16 are mixed")
+            # AdamW's, which is to be recorded, until it is.
+            warnings.filterwarnings("ignore", message=".*capturable=True can impair")
             yield
     finally:
         torch.set_num_threads(threads)

@@ -49,7 +49,7 @@ class Objective(Protocol):
 @runtime_checkable
 class Repeatable(Protocol):
     """An `Objective` that can be the same operations on tensors of the same shapes in every step,
-    so that a GPU repeats one (`recsys.train.repeat`)."""
+    so that a GPU repeats one (`recsys.train.repeat`). It is not told of progress then."""
 
     @property
     def repeats(self) -> bool:
@@ -57,7 +57,7 @@ class Repeatable(Protocol):
         ...
 
     def look_up(self, batch: TensorBatch) -> TensorBatch:
-        """Returns a batch of the processor with what it has to be read from disk for."""
+        """Returns a batch of the processor with all that is read for it, as `found`."""
         ...
 
 

@@ -18,9 +18,10 @@ from recsys.train.objective import Objective, Repeatable, next_item
 WARM_UP = 3  # steps that are told: libraries set themselves up in the first
 
 
-def can_repeat(model: SequenceModel, objective: Objective) -> bool:
-    """Returns whether every step is the same operations on tensors of the same shapes."""
-    if getattr(model.config, "num_read", 0):  # texts of any length
+def can_repeat(model: SequenceModel, objective: Objective, device: torch.device) -> bool:
+    """Returns whether a device can repeat steps, and every step is known to be the same operations
+    on tensors of the same shapes."""
+    if device.type != "cuda" or getattr(model.config, "num_read", 0):  # texts of any length
         return False
     return objective is next_item or (isinstance(objective, Repeatable) and objective.repeats)
 
@@ -41,15 +42,20 @@ class Repeated:
         self.result = torch.empty(())
 
     def __call__(self, *arguments: Any) -> Tensor:
-        """Returns what the function does of tensors, and tuples of them, that come from the
-        processor; the next call writes over it."""
+        """Returns what the function makes of tensors, and tuples of them, that come from the
+        processor; the next call writes over it.
+
+        Raises:
+            ValueError: something is not as it was recorded: a shape, a type, or what is no tensor.
+        """
         leaves, form = tree_flatten(arguments)
         if not self.inputs:
             self.inputs = [self._to_device(leaf) for leaf in leaves]
-        else:
-            for place, leaf in zip(self.inputs, leaves, strict=True):
-                if isinstance(leaf, Tensor):
-                    place.copy_(leaf.pin_memory(), non_blocking=True)
+        for place, leaf in zip(self.inputs, leaves, strict=True):
+            if _kind(place) != _kind(leaf):
+                raise ValueError(f"a step that repeats had {_kind(place)}, now {_kind(leaf)}")
+            if isinstance(leaf, Tensor):
+                place.copy_(leaf.pin_memory(), non_blocking=True)
         self.calls += 1
         if self.calls <= WARM_UP:
             self.stream.wait_stream(torch.cuda.current_stream())
@@ -59,10 +65,17 @@ class Repeated:
             return result
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=self.stream):
+            # Other threads may use the GPU meanwhile: one writes checkpoints.
+            mode = "thread_local"
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode=mode):
                 self.result = self.function(*tree_unflatten(self.inputs, form))
         self.graph.replay()
         return self.result
 
     def _to_device(self, leaf: Any) -> Any:
         return leaf.to(self.device) if isinstance(leaf, Tensor) else leaf
+
+
+def _kind(leaf: Any) -> Any:
+    """Returns what must not change from call to call."""
+    return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf

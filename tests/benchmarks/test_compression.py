@@ -4,7 +4,9 @@ import pytest
 
 from benchmarks import compression
 from benchmarks.rows import Results, Subject
+from benchmarks.students import Material
 from jobs.command import command
+from jobs.compress import Compress
 from jobs.distill import Distill
 from jobs.presets import PRESETS
 from jobs.recipes import parse_recipe
@@ -96,6 +98,32 @@ def test_a_student_that_is_given_is_named_by_the_command_that_made_it(tmp_path, 
     assert command(Distill.from_preset, jobs.append, [name, *flags]) == 0
     assert (jobs[0].model, jobs[0].train) == (shape, train)
     assert (jobs[0].live, jobs[0].keep, jobs[0].num_workers) == (live, keep, 0)
+
+
+def test_recovery_listens_as_the_student_that_is_given_did(tmp_path, monkeypatch):
+    preset = PRESETS["amazon-beauty"]
+    distill = replace(preset.distill, soft="union", soft_weight=0.8)
+    made_with = (preset.student, distill, preset.train_student, 0, "auto", None)
+    write_stage(tmp_path / "targets", "targets", preset.targets)
+    write_stage(tmp_path / "student", "distill", made_with, targets="targets")
+    report = {"ndcg@10": 0.2, "size_bytes": 4, "latency_ms": {"batch_1": {"p50": 0.1}}}
+    write_json(tmp_path / "student" / "report.json", report)
+    monkeypatch.setattr(compression, "load_model", lambda _: build(preset.student, 9))
+    asked = []
+    monkeypatch.setattr(
+        compression.students, "compress", lambda words, *_: asked.append(words) or report
+    )
+    options = compression.Options(
+        dataset="amazon-beauty", student=tmp_path / "student", seeds=(0,), only=("int4+3",)
+    )
+    made = Material(dataset=tmp_path, teacher=tmp_path, targets=tmp_path / "targets")
+    compression.measure_student(Results("compression", tmp_path), options, made, 0)
+    jobs = []
+    assert command(Compress.from_preset, jobs.append, asked[0]) == 0
+    assert jobs[0].distill == distill
+    flagged = replace(options, flags="--train.epochs 3")
+    with pytest.raises(ValueError, match="leave out --student"):
+        compression.measure_student(Results("compression", tmp_path), flagged, made, 0)
 
 
 def test_answers_that_a_student_has_not_learnt_from_are_refused(tmp_path):

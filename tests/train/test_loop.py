@@ -1,20 +1,27 @@
 import copy
+import gc
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from recsys.distill.answers import TargetsConfig
+from recsys.distill.objective import Distillation, DistillConfig
 from recsys.evaluate.metrics import ndcg
 from recsys.evaluate.ranking import rank_targets
 from recsys.models import TransformerConfig, build
 from recsys.models.interface import torch_scorer
 from recsys.models.moving_codes import move_codes
+from recsys.train import loop
 from recsys.train.config import TrainConfig
 from recsys.train.fit import Task, fit, validation_ndcg
 from recsys.train.loop import Workers, train
-from recsys.train.objective import next_item
+from recsys.train.objective import LossConfig, next_item
+from recsys.train.objective import objective as make_objective
+from recsys.train.repeat import can_repeat
 
 MODEL = TransformerConfig(
     width=16, num_layers=2, num_heads=2, head_width=8, feed_forward_width=32, max_length=8
@@ -76,6 +83,76 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(dataset, survi
     assert history == expected_history
     for name, weight in resumed.state_dict().items():
         assert torch.equal(weight, expected.state_dict()[name]), name
+
+
+class Told:
+    """What a GPU repeats, told anew each time."""
+
+    def __init__(self, function, device):
+        self.function, self.device = function, device
+        self.batches = []
+
+    def __call__(self, batch, rates):
+        assert all(isinstance(rate, torch.Tensor) for rate in rates)
+        self.batches.append(batch.rows_BL)
+        return self.function(batch, rates)
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_step_that_repeats_is_the_step(dataset, store_targets, tmp_path, monkeypatch, teacher):
+    """But for what 32 bits round; and a run goes on where steps do not repeat."""
+    objective = next_item
+    if teacher:
+        torch.manual_seed(1)
+        model = build(MODEL, dataset.num_items_with_padding)
+        targets = store_targets(model, dataset, tmp_path / "targets", TargetsConfig(top_k=5))
+        objective = Distillation(targets, DistillConfig())
+    config = replace(CONFIG, ema=0.9)
+    _, expected = run(dataset, MemoryCheckpoints(), config, objective)
+    told = []
+
+    def repeated(*arguments):
+        told.append(Told(*arguments))
+        return told[-1]
+
+    checkpoints = MemoryCheckpoints(survives=3)
+    with monkeypatch.context() as on_gpu:
+        on_gpu.setattr(loop, "can_repeat", lambda *_: True)
+        on_gpu.setattr(loop, "Repeated", repeated)
+        _, history = run(dataset, MemoryCheckpoints(), config, objective)
+        with pytest.raises(Killed):
+            run(dataset, checkpoints, config, objective)
+    _, resumed = run(dataset, checkpoints, config, objective)
+    for found in (history, resumed):
+        for entry, wanted in zip(found, expected, strict=True):
+            assert entry == pytest.approx(wanted, rel=1e-3)
+    read = torch.cat([rows_BL[rows_BL >= 0] for rows_BL in told[0].batches])
+    assert torch.equal(read.bincount(), torch.full((len(read.unique()),), CONFIG.epochs))
+
+
+def test_steps_repeat_on_a_gpu_where_they_are_known_to_be_the_same(dataset_directory, dataset):
+    model, gpu = build(MODEL, dataset.num_items_with_padding), torch.device("cuda")
+    assert can_repeat(model, next_item, gpu)
+    assert not can_repeat(model, next_item, torch.device("cpu"))
+    smooth = LossConfig(label_smoothing=0.1, leave_out_seen=False)
+    assert not can_repeat(model, make_objective(smooth, dataset_directory), gpu)
+    model.config = replace(MODEL, content=("text",), num_read=2)
+    assert not can_repeat(model, next_item, gpu)
+
+
+def test_a_run_that_is_over_leaves_nothing_behind(dataset, monkeypatch):
+    runs = []
+    train = loop._Run.train
+    monkeypatch.setattr(
+        loop._Run, "train", lambda self: (runs.append(weakref.ref(self)), train(self))
+    )
+    run(dataset, MemoryCheckpoints())  # what is first imported here may hold on to it
+    gc.disable()
+    try:
+        run(dataset, MemoryCheckpoints())
+    finally:
+        gc.enable()
+    assert runs[1]() is None
 
 
 def test_a_validation_of_some_users_is_of_the_same_ones_whatever_the_workers(dataset, monkeypatch):
