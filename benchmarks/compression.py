@@ -99,7 +99,7 @@ def measure(results: Results, options: Options) -> None:
     made = students.material(options)
     if options.targets is not None:
         made = replace(made, targets=options.targets)
-    subject = Subject(options.dataset, "recsys", options.variant(TEACHER), options.seeds[0])
+    subject = Subject(options.dataset, "recsys", options.variant(TEACHER), 0)  # one for all
     given = options.teacher
     own = ["jobs.train", *options.words((), 0)]
     words = teacher_words(given, preset_name(options.dataset)) if given else own
