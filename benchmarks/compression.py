@@ -115,18 +115,17 @@ def measure_student(results: Results, options: Options, made: Material, seed: in
     preset = PRESETS[preset_name(options.dataset)]
     directory = options.directory / str(seed)
     student = options.student or directory / "student"
-    listens: list[str] = []  # as the student did, so does its recovery
     if options.student is not None:
         if options.flags:
             raise ValueError("--flags are of students that are trained here: leave out --student")
         words = [preset_name(options.dataset), *flags_of(student, made.targets, preset)]
-        listens = words_of(changes("distill", read_distill(student), preset.distill))
     else:
         # A teacher that is asked live is asked for what the preset's loss reads, and no more.
-        live = preset.live
-        more = shlex.split(options.flags)
-        words = options.words(more, seed) if live else students.student_words(options, (), seed)
+        keep = () if preset.live else students.KEEP
+        words = students.student_words(options, (), seed, keep)
         students.distill(words, made, student)
+    # As the student has listened to its teacher, so does its recovery.
+    listens = words_of(changes("distill", read_distill(student), preset.distill))
     model = load_model(student).config
     if not isinstance(model, TransformerConfig):
         raise ValueError(f"{student} is no transformer, which these recipes are for")

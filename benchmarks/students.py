@@ -48,9 +48,11 @@ def material(options: Options) -> Material:
     return Material(dataset=dataset, teacher=teacher, targets=targets)
 
 
-def student_words(options: Options, flags: tuple[str, ...], seed: int) -> list[str]:
+def student_words(
+    options: Options, flags: tuple[str, ...], seed: int, keep: tuple[str, ...] = KEEP
+) -> list[str]:
     """Returns the arguments of `jobs.distill`."""
-    return options.words((*flags, *shlex.split(options.flags), *KEEP), seed)
+    return options.words((*flags, *shlex.split(options.flags), *keep), seed)
 
 
 def distill(

@@ -77,11 +77,11 @@ class Workers:
 class Rates(NamedTuple):
     """What differs from step to step besides the batch: numbers, or tensors where one repeats."""
 
-    scale: Any
+    scale: float | Tensor
     """Of the loss: the inverse of the number of targets."""
-    schedule: Any
+    schedule: float | Tensor
     """Share of the peak that the learning rate has."""
-    moved: Any
+    moved: float | Tensor
     """Share of the way to the weights that their average moves."""
 
 
@@ -142,7 +142,6 @@ class _Run:
         self.average = [p.detach().clone() for p in model.parameters()] if config.ema else []
         self.total_steps = config.epochs * len(self._batches(0))
         self._load(checkpoints.load())
-        self.ahead: tuple[int, TensorBatch] | None = None
         self.repeated = workers.world_size == 1 and can_repeat(model, objective, self.device)
         for group in self.optimizer.param_groups:  # what was loaded may be of another device
             group["capturable"] = self.repeated
@@ -172,8 +171,12 @@ class _Run:
 
     def _epoch(self) -> None:
         batches = self._batches(self.epoch)
+        batch = self._read(batches, self.step_in_epoch)
         for index in self._progress(range(self.step_in_epoch, len(batches))):
-            self.loss_sum += self._step(batches, index)
+            loss = self._step(batch, batches.num_targets(index))
+            if index + 1 < len(batches):  # while a GPU repeats the step
+                batch = self._read(batches, index + 1)
+            self.loss_sum += self._finite(loss)
             self.num_targets += batches.num_targets(index)
             self.step_in_epoch = index + 1
             if self.step % self.config.checkpoint_every == 0 and index + 1 < len(batches):
@@ -185,16 +188,15 @@ class _Run:
         if last or self.epoch % self.config.evaluate_every == 0:
             self._evaluate(loss)
 
-    def _step(self, batches: Batches, index: int) -> float:
+    def _step(self, batch: TensorBatch, num_targets: int) -> Tensor:
         torch.manual_seed((self.config.seed << 40) + (self.workers.rank << 32) + self.step)
         self.model.train()
-        at, batch = self.ahead or (-1, None)
-        if batch is None or at != self.step:
-            batch = self._read(batches, index, self.step)
-        loss = self.update(batch, self._rates(batches.num_targets(index)))
+        loss = self.update(batch, self._rates(num_targets))
         self.step += 1
-        if index + 1 < len(batches):  # while a GPU repeats the step
-            self.ahead = self.step, self._read(batches, index + 1, self.step)
+        return loss
+
+    def _finite(self, loss: Tensor) -> float:
+        """Returns the loss of the step before."""
         total = float(loss)
         if not math.isfinite(total):
             raise ValueError(
@@ -202,14 +204,14 @@ class _Run:
             )
         return total
 
-    def _read(self, batches: Batches, index: int, step: int) -> TensorBatch:
-        """Returns a batch as `_update` takes it."""
-        batch = to_tensors(
-            batches.batch(index), torch.device("cpu") if self.repeated else self.device
-        )
+    def _read(self, batches: Batches, index: int) -> TensorBatch:
+        """Returns the next step's batch as `_update` takes it."""
+        batch = batches.batch(index)
         if not self.repeated:
-            return batch._replace(progress=step / self.total_steps)
-        return self.objective.look_up(batch) if isinstance(self.objective, Repeatable) else batch
+            progress = self.step / self.total_steps
+            return to_tensors(batch, self.device)._replace(progress=progress)
+        read = to_tensors(batch, torch.device("cpu"))
+        return self.objective.look_up(read) if isinstance(self.objective, Repeatable) else read
 
     def _rates(self, num_targets: int) -> Rates:
         # The average moves faster at first, to forget the start.

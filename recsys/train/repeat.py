@@ -50,7 +50,10 @@ class Repeated:
         """
         leaves, form = tree_flatten(arguments)
         if not self.inputs:
-            self.inputs = [self._to_device(leaf) for leaf in leaves]
+            self.inputs = [
+                torch.empty_like(leaf, device=self.device) if isinstance(leaf, Tensor) else leaf
+                for leaf in leaves
+            ]
         for place, leaf in zip(self.inputs, leaves, strict=True):
             if _kind(place) != _kind(leaf):
                 raise ValueError(f"a step that repeats had {_kind(place)}, now {_kind(leaf)}")
@@ -71,9 +74,6 @@ class Repeated:
                 self.result = self.function(*tree_unflatten(self.inputs, form))
         self.graph.replay()
         return self.result
-
-    def _to_device(self, leaf: Any) -> Any:
-        return leaf.to(self.device) if isinstance(leaf, Tensor) else leaf
 
 
 def _kind(leaf: Any) -> Any:
