@@ -242,9 +242,12 @@ class _CrossEntropy(torch.autograd.Function):
         table_gradient_VD = torch.zeros_like(table_VD, dtype=sums)
         own = None if own_NJD is None or correction_V is None else _Own(own_NJD, correction_V)
         size = CHUNK if device == "cpu" else max(CHUNK, DEVICE_SCORES // len(table_VD))
+        # One piece of memory for all chunks, which stays in cache.
+        memory_CV = rounded_ND.new_empty(min(size, len(states_ND)), len(table_VD))
         for at in range(0, len(states_ND), size):
             part = slice(at, at + size)
-            scores_CV = rounded_ND[part] @ rounded_VD.T
+            scores_CV = memory_CV[: len(rounded_ND[part])]
+            torch.mm(rounded_ND[part], rounded_VD.T, out=scores_CV)
             if own:
                 scores_CV = own.join(states_ND, part, scores_CV)
             chunk = [SoftLabels(i[part], w[part], temperature) for i, w, temperature in labels]
@@ -258,8 +261,8 @@ class _CrossEntropy(torch.autograd.Function):
             if own:
                 gradient_CV, states_gradient_ND[part] = own.part(states_ND, part, gradient_CV)
             gradient_CV = gradient_CV.to(dtype)
-            states_gradient_ND[part] += gradient_CV @ rounded_VD
-            table_gradient_VD += gradient_CV.T @ rounded_ND[part]
+            _add_product(states_gradient_ND[part], gradient_CV, rounded_VD)
+            _add_product(table_gradient_VD, gradient_CV.T, rounded_ND[part])
         own_gradient_NJD = own.gradient_NJD if own else None
         ctx.save_for_backward(states_gradient_ND, table_gradient_VD, own_gradient_NJD)
         return total
@@ -270,6 +273,14 @@ class _CrossEntropy(torch.autograd.Function):
             None if gradient is None else gradient * gradients[0] for gradient in ctx.saved_tensors
         )
         return states_ND, table_VD, None, None, own_NJD, None
+
+
+def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds a product to float32 sums; at once, where it is float32, too."""
+    if left.dtype == sums.dtype:
+        sums.addmm_(left, right)
+    else:
+        sums += left @ right
 
 
 class _Own:
@@ -311,11 +322,13 @@ def leave_out(scores_CV: Tensor, items_CM: Tensor, labels: Sequence[SoftLabels])
 def _loss_and_gradient(
     scores_CV: Tensor, labels: Sequence[SoftLabels], own: "_Own | None", fused: bool
 ) -> tuple[Tensor, Tensor]:
-    """Returns a chunk's loss, and its derivative by the scores."""
+    """Returns a chunk's loss, and its derivative by the scores, which may take their place."""
     normalize = _compiled_normalize() if fused else _normalize
     losses, gradients_CV = [], []
     for label in labels:
-        corrected_CV = own.correct(scores_CV, label.temperature) if own else scores_CV
+        corrected_CV = scores_CV if label is labels[-1] else scores_CV.clone()
+        if own:
+            corrected_CV = own.correct(corrected_CV, label.temperature)
         loss, gradient_CV = normalize(corrected_CV, label)
         gradient_CV.scatter_add_(1, label.items_NK, label.weights_NK / -label.temperature)
         losses.append(loss)
@@ -326,14 +339,18 @@ def _loss_and_gradient(
 def _normalize(scores_CV: Tensor, labels: SoftLabels) -> tuple[Tensor, Tensor]:
     """Returns a chunk's loss and, of its derivative by the scores, softmax sum_k w_k / T.
 
-    The exponential of a score is taken once: a log_softmax and its exp would take it twice.
+    The derivative takes the place of float32 scores: memory that is in cache. The exponential of a
+    score is taken once: a log_softmax and its exp would take it twice.
     """
     items_CK, weights_CK, temperature = labels
-    scores_CV = scores_CV.float() / temperature if temperature != 1 else scores_CV.float()
+    scores_CV = scores_CV.float()
+    if temperature != 1:
+        scores_CV.div_(temperature)
+    found_CK = scores_CV.gather(1, items_CK)
     highest_C1 = scores_CV.amax(dim=1, keepdim=True)
-    exponentials_CV = (scores_CV - highest_C1).exp_()
+    exponentials_CV = scores_CV.sub_(highest_C1).exp_()
     sums_C1 = exponentials_CV.sum(dim=1, keepdim=True)
-    logs_CK = scores_CV.gather(1, items_CK) - highest_C1 - sums_C1.log()
+    logs_CK = found_CK - highest_C1 - sums_C1.log()
     shares_C1 = weights_CK.sum(dim=1, keepdim=True) / (sums_C1 * temperature)
     return -(weights_CK * logs_CK).sum(), exponentials_CV.mul_(shares_C1)
 

@@ -50,26 +50,27 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.share):
             return x
-        size = x.numel()
-        bits = _random_words(x, (size + 3) // 4).view(torch.int16)[:size].view_as(x)
-        kept = bits >= round(self.share * 2**16) - 2**15
-        return x * (kept * (1 / (1 - self.share))).to(x.dtype)
+        return x * _dropout_mask(x.detach(), self.share)
 
 
-@torch.library.custom_op("recsys::random_words", mutates_args=())
-def _random_words(like: Tensor, number: int) -> Tensor:
-    """Returns random int64, on the device of `like`.
+@torch.library.custom_op("recsys::dropout_mask", mutates_args=())
+def _dropout_mask(x: Tensor, share: float) -> Tensor:
+    """Returns what activations are multiplied by: 0, or what scales up those that stay.
 
     An operator of our own: torch.compile breaks its graph at random_, nine times in an encoder of
-    two blocks.
+    two blocks. And in numbers of the kind of `x`: its code for a processor reads 16 bits or
+    booleans one by one, and takes what is done with them, a GELU say, along.
     """
-    words = torch.empty(number, dtype=torch.int64, device=like.device)
-    return words.random_(-(2**63), None)
+    size = x.numel()
+    words = torch.empty((size + 3) // 4, dtype=torch.int64, device=x.device)
+    bits = words.random_(-(2**63), None).view(torch.int16)[:size]
+    kept = bits >= round(share * 2**16) - 2**15
+    return kept.to(x.dtype).mul_(1 / (1 - share)).view(x.shape)
 
 
-@_random_words.register_fake
-def _(like: Tensor, number: int) -> Tensor:
-    return torch.empty(number, dtype=torch.int64, device=like.device)
+@_dropout_mask.register_fake
+def _(x: Tensor, share: float) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 class LowRankLinear(nn.Module):
@@ -92,8 +93,14 @@ def linear(in_features: int, out_features: int, rank: int | None) -> nn.Module:
 
 
 def causal_within(segments_BL: Tensor) -> Tensor:
-    """Returns allowed_BLL: whether a position sees another, of its own segment and not later."""
-    places_L = torch.arange(segments_BL.shape[1], device=segments_BL.device)
+    """Returns allowed_BLL: whether a position sees another, of its own segment and not later.
+
+    Compared as floats, which a processor does eight at a time, and torch.compile anew where it is
+    asked for: in every block.
+    """
+    segments_BL = segments_BL.float()
+    length, device = segments_BL.shape[1], segments_BL.device
+    places_L = torch.arange(length, dtype=torch.float32, device=device)
     same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
     return same_BLL & (places_L[:, None] >= places_L[None, :])
 
