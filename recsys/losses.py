@@ -278,7 +278,7 @@ class _CrossEntropy(torch.autograd.Function):
 def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
     """Adds a product to float32 sums; at once, where it is float32, too."""
     if left.dtype == sums.dtype:
-        sums.addmm_(left, right)
+        torch.addmm(sums, left, right, out=sums)
     else:
         sums += left @ right
 

@@ -13,9 +13,9 @@ from recsys.models.item_table import DenseItemTable, LowRankItemTable
 
 
 def block_length(width: int) -> int:
-    """Returns how many neighbours of a row of the item table share a scale: 16 or 32, as the engine
-    wants; shorter rows are one block."""
-    return 16 if width % 32 else 32
+    """Returns how many neighbours of a row of the item table share a scale: 32, or 16 in a row that
+    has no more. The engine takes powers of two; the last block of a row may be shorter."""
+    return 16 if width <= 16 else 32
 
 
 def group_length(width: int, bits: int) -> int:

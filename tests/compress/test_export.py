@@ -28,6 +28,7 @@ VARIANTS = {
     "dense": CONFIG,
     "one layer": dataclasses.replace(CONFIG, num_layers=1),
     "low rank": dataclasses.replace(CONFIG, linear_rank=8, item_rank=8),
+    "one and three quarters of a block": dataclasses.replace(CONFIG, width=56),
     "narrow heads": dataclasses.replace(CONFIG, num_heads=3, head_width=6),
     "gru": GRUConfig(width=32, hidden_width=24, max_length=30),
     "two layers of gru": GRUConfig(
@@ -206,7 +207,10 @@ def test_graph_of_few_bits_is_near_pytorch(
 
 
 @pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("int4", 4)])
-@pytest.mark.parametrize("name", ["dense", "low rank", "odd rank", "narrow heads"])
+@pytest.mark.parametrize(
+    "name",
+    ["dense", "one and three quarters of a block", "low rank", "odd rank", "narrow heads"],
+)
 def test_graph_of_few_bits_scores_by_what_its_codes_stand_for(
     name, precision, bits, histories, tmp_path: Path
 ):
