@@ -242,7 +242,7 @@ class _CrossEntropy(torch.autograd.Function):
         table_gradient_VD = torch.zeros_like(table_VD, dtype=sums)
         own = None if own_NJD is None or correction_V is None else _Own(own_NJD, correction_V)
         size = CHUNK if device == "cpu" else max(CHUNK, DEVICE_SCORES // len(table_VD))
-        # One piece of memory for all chunks, which stays in cache.
+        # The same memory for every chunk: where it fits, it stays in cache.
         memory_CV = rounded_ND.new_empty(min(size, len(states_ND)), len(table_VD))
         for at in range(0, len(states_ND), size):
             part = slice(at, at + size)
@@ -276,7 +276,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds a product to float32 sums; at once, where it is float32, too."""
+    """Adds left @ right to `sums`, in one operation where all are of one type."""
     if left.dtype == sums.dtype:
         torch.addmm(sums, left, right, out=sums)
     else:
@@ -322,14 +322,15 @@ def leave_out(scores_CV: Tensor, items_CM: Tensor, labels: Sequence[SoftLabels])
 def _loss_and_gradient(
     scores_CV: Tensor, labels: Sequence[SoftLabels], own: "_Own | None", fused: bool
 ) -> tuple[Tensor, Tensor]:
-    """Returns a chunk's loss, and its derivative by the scores, which may take their place."""
+    """Returns a chunk's loss, and its derivative by the scores; overwrites these."""
     normalize = _compiled_normalize() if fused else _normalize
     losses, gradients_CV = [], []
     for label in labels:
-        corrected_CV = scores_CV if label is labels[-1] else scores_CV.clone()
         if own:
-            corrected_CV = own.correct(corrected_CV, label.temperature)
-        loss, gradient_CV = normalize(corrected_CV, label)
+            overwritten_CV = own.correct(scores_CV, label.temperature)
+        else:  # the last one may have them
+            overwritten_CV = scores_CV if label is labels[-1] else scores_CV.clone()
+        loss, gradient_CV = normalize(overwritten_CV, label)
         gradient_CV.scatter_add_(1, label.items_NK, label.weights_NK / -label.temperature)
         losses.append(loss)
         gradients_CV.append(gradient_CV)
@@ -339,8 +340,8 @@ def _loss_and_gradient(
 def _normalize(scores_CV: Tensor, labels: SoftLabels) -> tuple[Tensor, Tensor]:
     """Returns a chunk's loss and, of its derivative by the scores, softmax sum_k w_k / T.
 
-    The derivative takes the place of float32 scores: memory that is in cache. The exponential of a
-    score is taken once: a log_softmax and its exp would take it twice.
+    It overwrites float32 scores by the derivative. The exponential of a score is taken once: a
+    log_softmax and its exp would take it twice.
     """
     items_CK, weights_CK, temperature = labels
     scores_CV = scores_CV.float()

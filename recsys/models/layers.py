@@ -58,8 +58,9 @@ def _dropout_mask(x: Tensor, share: float) -> Tensor:
     """Returns what activations are multiplied by: 0, or what scales up those that stay.
 
     An operator of our own: torch.compile breaks its graph at random_, nine times in an encoder of
-    two blocks. And in numbers of the kind of `x`: its code for a processor reads 16 bits or
-    booleans one by one, and takes what is done with them, a GELU say, along.
+    two blocks. The mask has the type of `x`: from 16-bit words or booleans the compiled code of a
+    processor takes one element at a time, also of what it fuses with them, such as a GELU. Two
+    masks for one tensor in one compiled graph would be the same mask.
     """
     size = x.numel()
     words = torch.empty((size + 3) // 4, dtype=torch.int64, device=x.device)
@@ -95,8 +96,8 @@ def linear(in_features: int, out_features: int, rank: int | None) -> nn.Module:
 def causal_within(segments_BL: Tensor) -> Tensor:
     """Returns allowed_BLL: whether a position sees another, of its own segment and not later.
 
-    Compared as floats, which a processor does eight at a time, and torch.compile anew where it is
-    asked for: in every block.
+    Compares floats, which a processor does eight at a time: compiled code computes this again in
+    every block that uses it.
     """
     segments_BL = segments_BL.float()
     length, device = segments_BL.shape[1], segments_BL.device

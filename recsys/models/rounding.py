@@ -13,8 +13,8 @@ from recsys.models.item_table import DenseItemTable, LowRankItemTable
 
 
 def block_length(width: int) -> int:
-    """Returns how many neighbours of a row of the item table share a scale: 32, or 16 in a row that
-    has no more. The engine takes powers of two; the last block of a row may be shorter."""
+    """Returns how many neighbours of a row of the item table share a scale: 32; in a row of at most
+    16, which the engine would fill up to a block, 16. The last block of a row may be shorter."""
     return 16 if width <= 16 else 32
 
 

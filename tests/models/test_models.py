@@ -128,6 +128,15 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean():
     assert dropout.eval()(x) is x
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_passes_the_gradient_of_what_stays_and_keeps_the_type(dtype):
+    x = torch.ones(33, 7, dtype=dtype, requires_grad=True)
+    dropped = Dropout(0.5)(x)
+    assert dropped.dtype == dtype
+    dropped.sum().backward()
+    assert torch.equal(x.grad, dropped)
+
+
 @pytest.mark.parametrize(
     "setting",
     [
