@@ -40,6 +40,7 @@ VARIANTS = {
     "ids and text, the encoder learns": (*TEXT, "--model.num-read", "32"),
 }
 TAUGHT = {
+    "--distill.soft": "kl",
     "--distill.soft-weight": "0.9",
     "--model.dropout": "0.3",
     "--train.epochs": "16",

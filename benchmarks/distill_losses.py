@@ -21,20 +21,22 @@ from recsys.files import read_json
 
 BENCHMARK = "distill_losses"
 ALONE = "alone"
+KL = ("--distill.soft", "kl")
+HARD_LABELS_LAST = ("--distill.soft-weight", "1", "--distill.soft-weight-at-end", "0.3")
 VARIANTS: dict[str, tuple[str, ...]] = {
-    ALONE: (),
+    ALONE: KL,  # of the distilled one beside it
     **{soft: ("--distill.soft", soft) for soft in typing.get_args(Soft)},
-    "kl, temperature 2": ("--distill.temperature", "2"),
-    "kl, more hard labels": ("--distill.soft-weight", "0.5"),
-    "kl, no hard labels": ("--distill.soft-weight", "1"),
-    "kl, hard labels last": ("--distill.soft-weight", "1", "--distill.soft-weight-at-end", "0.3"),
-    "kl, trust": ("--distill.trust",),
-    "kl and hint": ("--distill.hint-weight", "1"),
-    "kl and contrast": ("--distill.contrast-weight", "0.1"),
-    "kl and relation": ("--distill.relation-weight", "10"),
-    "kl and item ranking": ("--distill.item-ranking-weight", "0.1"),
-    "kl, live": ("--live",),
-    "kl, from noise": ("--start", "fresh"),
+    "kl, temperature 2": (*KL, "--distill.temperature", "2"),
+    "kl, more hard labels": (*KL, "--distill.soft-weight", "0.5"),
+    "kl, no hard labels": (*KL, "--distill.soft-weight", "1"),
+    "kl, hard labels last": (*KL, *HARD_LABELS_LAST),
+    "kl, trust": (*KL, "--distill.trust"),
+    "kl and hint": (*KL, "--distill.hint-weight", "1"),
+    "kl and contrast": (*KL, "--distill.contrast-weight", "0.1"),
+    "kl and relation": (*KL, "--distill.relation-weight", "10"),
+    "kl and item ranking": (*KL, "--distill.item-ranking-weight", "0.1"),
+    "kl, live": (*KL, "--live"),
+    "kl, from noise": (*KL, "--start", "fresh"),
 }
 
 
@@ -66,7 +68,7 @@ def measure(results: Results, options: Options) -> None:
 
 def _train(options: Options, made: Material, variant: str, seed: int, words: list[str]) -> dict:
     directory = RUNS / options.dataset / BENCHMARK / str(seed)
-    if variant == ALONE:  # the distilled one beside it is that of the preset
+    if variant == ALONE:
         alone = directory / ALONE
         students.distill(words, made, directory / "kl", alone)
         return read_json(alone / "report.json")

@@ -80,7 +80,7 @@ class Distill:
 
 def run(job: Distill) -> Path:
     """Distils, as far as that is not done, and returns the student's model directory."""
-    job.distill.require(job.keep)
+    job.distill.require(job.keep, sharded=job.train.sharded)
     require_scores(job.teacher, job.keep)
     if job.start == "teacher":
         _require_part(job)

@@ -178,7 +178,9 @@ AMAZON_SPORTS = replace(
 )
 
 YELP = replace(
-    AMAZON_BEAUTY, description="Yelp 2019, places: short histories, sparse, with repeat visits."
+    AMAZON_BEAUTY,
+    description="Yelp 2019, places: short histories, sparse, with repeat visits.",
+    distill=DistillConfig(soft="kl"),  # measured better than the union there
 )
 
 AMAZON_MULTI = replace(
@@ -194,7 +196,7 @@ AMAZON_MULTI = replace(
     ),
     loss=LossConfig(kind="sampled-softmax", num_negatives=4096),
     student=replace(AMAZON_BEAUTY.student, width=64, num_heads=2, feed_forward_width=128),
-    distill=DistillConfig(num_negatives=4096),
+    distill=DistillConfig(soft="kl", num_negatives=4096),
     live=True,
     train_student=replace(
         AMAZON_BEAUTY.train_student,

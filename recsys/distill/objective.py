@@ -42,6 +42,11 @@ Soft = Literal[
 ]
 NEEDS_SAMPLE = ("probabilities", "binary", "relaxed-ranking")
 NEEDS_CATALOGUE = ("probabilities", "union")
+TEMPERED = ("kl", "reverse-kl", "decoupled")
+NEEDS_WHOLE_TABLE = (
+    "soft labels by union need the whole item table in every worker: "
+    "give --distill.soft kl, or leave --train.sharded out"
+)
 VECTOR_WEIGHTS = ("hint_weight", "contrast_weight", "relation_weight", "item_ranking_weight")
 
 
@@ -49,7 +54,7 @@ VECTOR_WEIGHTS = ("hint_weight", "contrast_weight", "relation_weight", "item_ran
 class DistillConfig:
     """How much, and how, the student listens to the teacher."""
 
-    soft: Soft = "kl"
+    soft: Soft = "union"
     """What is learned from the teacher's list: its distribution, renormalised to its best items
     (kl); its probabilities as they are, the others' estimated from a sample (probabilities); the
     same the other way round (reverse-kl); item by item (binary); that its best are good (ranking),
@@ -60,7 +65,7 @@ class DistillConfig:
     soft_weight_at_end: float | None = None
     """The same at the last step, moved to evenly; none for no change."""
     temperature: float = 1.0
-    """Softens the teacher's and the student's distribution alike, where there are such."""
+    """Softens the teacher's and the student's distribution alike (kl, reverse-kl, decoupled)."""
     others_weight: float = 4.0
     """Weight of the others against that of the target, where they are apart (decoupled)."""
     trust: bool = False
@@ -89,12 +94,15 @@ class DistillConfig:
                 raise ValueError(f"{name} must be in [0, 1], not {value}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
-        if self.soft == "probabilities" and self.temperature != 1:
-            raise ValueError("probabilities as they are have temperature 1: take kl for another")
+        if self.soft not in TEMPERED and self.temperature != 1:
+            raise ValueError(
+                f"soft labels by {self.soft} have no temperature: "
+                f"give --distill.soft one of {', '.join(TEMPERED)} for one"
+            )
         if self.soft in NEEDS_CATALOGUE and self.num_negatives:
             raise ValueError(
                 f"soft labels by {self.soft} are over the whole catalogue: "
-                "give --distill.num-negatives None"
+                "give --distill.num-negatives None, or --distill.soft kl"
             )
         for name in ("others_weight", *VECTOR_WEIGHTS):
             if getattr(self, name) < 0:
@@ -112,12 +120,17 @@ class DistillConfig:
         reads_states = self.hint_weight or self.contrast_weight or self.item_ranking_weight
         return sample | (set() if reads_states else {"states_NE"})
 
-    def require(self, kept: TargetsConfig) -> None:
-        """Checks that the teacher's answers hold what the loss reads.
+    def require(self, kept: TargetsConfig, *, sharded: bool = False) -> None:
+        """Checks that the teacher's answers, and the student, hold what the loss reads.
+
+        Args:
+            sharded: whether each of several workers has some rows of the item table.
 
         Raises:
             ValueError: they do not; with the flag that keeps it.
         """
+        if sharded and self.soft == "union":
+            raise ValueError(NEEDS_WHOLE_TABLE)
         if kept.leave_out_seen != self.leave_out_seen:
             raise ValueError(
                 "teacher and student must speak of the same items: give both of "
@@ -412,7 +425,7 @@ def _own_best(at: _Positions) -> Tensor:
         ValueError: no worker has the whole table.
     """
     if isinstance(at.table_VD, SharedTable):
-        raise ValueError("soft labels by union need the whole table: leave it or sharded out")
+        raise ValueError(NEEDS_WHOLE_TABLE)
     size = max(CHUNK // len(at.table_VD), 1)
     best = [at.targets_N.new_empty(0, NUM_OWN)]
     for start in range(0, len(at.states_ND), size):

@@ -11,6 +11,7 @@ from recsys.distill.answers import Answers, LiveTeacher, TargetsConfig
 from recsys.distill.objective import (
     NEEDS_CATALOGUE,
     NEEDS_SAMPLE,
+    TEMPERED,
     VECTOR_WEIGHTS,
     Distillation,
     DistillConfig,
@@ -124,7 +125,7 @@ def test_looked_up_for_all_positions_the_loss_is_the_same(dataset, directory, st
         ({"soft": "union"}, True),
         ({"trust": True}, False),
         ({"soft_weight_at_end": 0.5}, False),
-        ({"num_negatives": 8}, False),
+        ({"soft": "kl", "num_negatives": 8}, False),
         ({"relation_weight": 1.0}, False),
     ],
     ids=str,
@@ -147,8 +148,13 @@ def test_with_no_weight_only_the_log_is_learned(directory, batch, student, soft)
     torch.testing.assert_close(loss, plain)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("soft", sorted(set(KINDS) - set(NEEDS_CATALOGUE)))
+@pytest.mark.parametrize(
+    ("soft", "temperature"),
+    [
+        *((soft, 1.0) for soft in sorted(set(KINDS) - set(NEEDS_CATALOGUE))),
+        *((soft, 2.0) for soft in TEMPERED),
+    ],
+)
 def test_a_large_sample_gives_the_loss_over_the_catalogue(
     dataset_directory, directory, batch, student, soft, temperature
 ):
@@ -164,7 +170,7 @@ def test_from_a_sample_a_student_learns_what_the_teacher_would_recommend(
 ):
     answers = Targets(directory / "targets").answers(batch)
     start = agreement(student, batch, answers)
-    config = DistillConfig(num_negatives=8)
+    config = DistillConfig(soft="kl", num_negatives=8)
     fit(student, Distillation(directory / "targets", config, dataset_directory), batch)
     end = agreement(student, batch, answers)
     assert end[0] > start[0] + 0.03
@@ -177,7 +183,7 @@ def test_what_was_seen_does_not_come_back_at_the_end_of_a_long_list(
 ):
     """A list as long as the catalogue: items that the user has had stand at its end."""
     teacher = LiveTeacher(directory / "teacher", TargetsConfig(top_k=len(dataset.item_ids) - 1))
-    config = DistillConfig(soft_weight=1.0, num_negatives=num_negatives)
+    config = DistillConfig(soft="kl", soft_weight=1.0, num_negatives=num_negatives)
     loss = Distillation(teacher, config, dataset_directory)(student, batch)
     asked_BL = batch.rows_BL >= 0
     targets_N1 = batch.targets_BL[asked_BL][:, None]
@@ -196,7 +202,7 @@ def test_what_was_seen_does_not_come_back_at_the_end_of_a_long_list(
 
 def test_items_are_counted_in_a_dataset(directory):
     with pytest.raises(ValueError, match="num_negatives needs the dataset"):
-        Distillation(directory / "targets", DistillConfig(num_negatives=8))
+        Distillation(directory / "targets", DistillConfig(soft="kl", num_negatives=8))
 
 
 @pytest.mark.parametrize("soft", NEEDS_CATALOGUE)
@@ -219,7 +225,7 @@ def test_vectors_are_matched_on_top_of_labels(directory, batch, student, weight)
 
 
 @pytest.mark.parametrize(
-    "settings", [*({"soft": soft} for soft in KINDS), {"num_negatives": 8}], ids=str
+    "settings", [*({"soft": soft} for soft in KINDS), {"soft": "kl", "num_negatives": 8}], ids=str
 )
 def test_a_share_of_a_batch_that_is_all_padding_has_no_loss(
     dataset_directory, directory, student, settings
@@ -302,6 +308,12 @@ def test_teacher_and_student_speak_of_the_same_items():
     DistillConfig(leave_out_seen=False).require(TargetsConfig(leave_out_seen=False))
 
 
+def test_workers_that_share_the_table_have_no_union():
+    with pytest.raises(ValueError, match=r"give --distill.soft kl, or leave --train.sharded out"):
+        DistillConfig().require(TargetsConfig(), sharded=True)
+    DistillConfig(soft="kl").require(TargetsConfig(), sharded=True)
+
+
 def test_a_loss_that_needs_vectors_is_refused_without_them(
     dataset, directory, store_targets, tmp_path
 ):
@@ -327,7 +339,8 @@ def test_a_directory_without_targets_is_refused(tmp_path):
         ({"soft_weight": 1.5}, "soft_weight must be in"),
         ({"soft_weight_at_end": -0.1}, "soft_weight_at_end must be in"),
         ({"temperature": 0.0}, "temperature must be positive"),
-        ({"soft": "probabilities", "temperature": 2.0}, "take kl for another"),
+        ({"soft": "probabilities", "temperature": 2.0}, "have no temperature"),
+        ({"temperature": 2.0}, "union have no temperature"),
         ({"hint_weight": -1.0}, "hint_weight must be at least 0"),
     ],
 )

@@ -152,7 +152,7 @@ def test_the_objective_looks_up_the_answers_of_its_positions(
     stored = store_targets(teacher, dataset, tmp_path / "stored", TargetsConfig(top_k=TOP_K))
     batch = to_tensors(batches_of(dataset).batch(0), torch.device("cpu"))
     student = build(replace(MODEL, dropout=0.0), dataset.num_items_with_padding)
-    objective = Distillation(stored, DistillConfig(soft_weight=0.6, temperature=2.0))
+    objective = Distillation(stored, DistillConfig(soft="kl", soft_weight=0.6, temperature=2.0))
     logits_BLV = student.encode(batch.inputs) @ student.item_table().T
     seen_BLV = torch.zeros_like(logits_BLV, dtype=torch.bool)
     seen_BLV.scatter_(2, seen_items(batch.inputs), True).scatter_(
