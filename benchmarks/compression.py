@@ -30,6 +30,7 @@ from recsys.models.transformer import TransformerConfig
 BENCHMARK = "compression"
 TEACHER, STUDENT = "the teacher", "the student"
 METRIC = "ndcg@10"
+LOW, HIGH = f"{METRIC}_low", f"{METRIC}_high"  # the bootstrap interval
 RECOVERED = "+2"
 """Epochs of recovery, as a step of a recipe has them."""
 
@@ -125,7 +126,7 @@ def measure_student(results: Results, options: Options, made: Material, seed: in
         words = students.student_words(options, (), seed, keep)
         students.distill(words, made, student)
     # As the student has listened to its teacher, so does its recovery.
-    listens = words_of(changes("distill", read_distill(student), preset.distill))
+    listens = words_of(listening(read_distill(student), preset))
     model = load_model(student).config
     if not isinstance(model, TransformerConfig):
         raise ValueError(f"{student} is no transformer, which these recipes are for")
@@ -180,12 +181,18 @@ def flags_of(student: Path, targets: Path, preset: Preset) -> list[str]:
     keep = asked if live else read_json(targets / STAGE_FILE)["config"]
     flags = {
         **changes("model", model, preset.student),
-        **changes("distill", distill, preset.distill),
+        **listening(distill, preset),
         **changes("keep", keep, preset.targets),
         **changes("train", train, preset.train_student),
     }
     switch = [] if live == preset.live else ["--live" if live else "--no-live"]
     return [*words_of(flags), *switch, "--start", start, *_workers(num_workers)]
+
+
+def listening(distill: Mapping[str, Any], preset: Preset) -> dict[str, str]:
+    """Returns the flags, and their values, of how a student has listened; always that of the soft
+    labels, for what a row says should not hang on a default."""
+    return {"--distill.soft": distill["soft"], **changes("distill", distill, preset.distill)}
 
 
 def read_distill(student: Path) -> dict[str, Any]:
@@ -201,7 +208,13 @@ def _workers(count: int | list[int]) -> list[str]:
 
 def values(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     """Returns value and unit of what is kept of a report; no latency where there is no graph."""
-    measured = {METRIC: (report[METRIC], ""), "size_bytes": (report["size_bytes"], "bytes")}
+    low, high = report[f"{METRIC}_interval"]
+    measured = {
+        METRIC: (report[METRIC], ""),
+        LOW: (low, ""),
+        HIGH: (high, ""),
+        "size_bytes": (report["size_bytes"], "bytes"),
+    }
     if latency := report.get("latency_ms"):
         measured["latency_p50"] = (latency["batch_1"]["p50"], "ms")
     return measured
@@ -245,10 +258,16 @@ def _line(rows: Sequence[Row], variant: str, whole: _Means) -> list[str]:
         readable_bytes(round(means.size)),
         f"{whole.size / means.size:.1f}",
         f"{statistics.median(latency):.2f}" if latency else "-",
-        spread(accuracy),
+        spread(accuracy) + (_interval(rows, variant) if recipe == TEACHER else ""),
         f"{means.accuracy / whole.accuracy:.1%}",
         f"{len(accuracy)}",
     ]
+
+
+def _interval(rows: Sequence[Row], variant: str) -> str:
+    """Returns the interval of a single measurement; nothing where it was not kept."""
+    bounds = [values_of(rows, metric, variant=variant) for metric in (LOW, HIGH)]
+    return " ({:.4f}-{:.4f})".format(*(bound for (bound,) in bounds)) if all(bounds) else ""
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from recsys.distill.objective import Distillation, DistillConfig
 from recsys.files import fingerprint, run_stage
 from recsys.models import load_model
 from recsys.train.config import TrainConfig
-from recsys.train.fit import NumWorkers
+from recsys.train.fit import NumWorkers, most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,7 @@ def run(job: Compress) -> Path:
     """Compresses, unless that is done, and returns the compressed model directory."""
     inputs = {"dataset": job.dataset, "model": job.model}
     if _recovers(job):
+        job.distill.require_table(shared_out=job.train.sharded and most(job.num_workers) > 1)
         inputs |= {"teacher": job.teacher} if job.live else {"targets": job.targets}
     run_stage(
         job.output,

@@ -80,7 +80,8 @@ class Distill:
 
 def run(job: Distill) -> Path:
     """Distils, as far as that is not done, and returns the student's model directory."""
-    job.distill.require(job.keep, sharded=job.train.sharded)
+    job.distill.require(job.keep)
+    job.distill.require_table(shared_out=job.train.sharded and most(job.num_workers) > 1)
     require_scores(job.teacher, job.keep)
     if job.start == "teacher":
         _require_part(job)

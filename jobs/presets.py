@@ -178,9 +178,7 @@ AMAZON_SPORTS = replace(
 )
 
 YELP = replace(
-    AMAZON_BEAUTY,
-    description="Yelp 2019, places: short histories, sparse, with repeat visits.",
-    distill=DistillConfig(soft="kl"),  # measured better than the union there
+    AMAZON_BEAUTY, description="Yelp 2019, places: short histories, sparse, with repeat visits."
 )
 
 AMAZON_MULTI = replace(

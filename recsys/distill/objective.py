@@ -120,17 +120,24 @@ class DistillConfig:
         reads_states = self.hint_weight or self.contrast_weight or self.item_ranking_weight
         return sample | (set() if reads_states else {"states_NE"})
 
-    def require(self, kept: TargetsConfig, *, sharded: bool = False) -> None:
-        """Checks that the teacher's answers, and the student, hold what the loss reads.
+    def require_table(self, *, shared_out: bool) -> None:
+        """Checks that the student has what the loss reads.
 
         Args:
-            sharded: whether each of several workers has some rows of the item table.
+            shared_out: whether each of several workers has some rows of the item table only.
+
+        Raises:
+            ValueError: it has not.
+        """
+        if shared_out and self.soft == "union":
+            raise ValueError(NEEDS_WHOLE_TABLE)
+
+    def require(self, kept: TargetsConfig) -> None:
+        """Checks that the teacher's answers hold what the loss reads.
 
         Raises:
             ValueError: they do not; with the flag that keeps it.
         """
-        if sharded and self.soft == "union":
-            raise ValueError(NEEDS_WHOLE_TABLE)
         if kept.leave_out_seen != self.leave_out_seen:
             raise ValueError(
                 "teacher and student must speak of the same items: give both of "
@@ -356,7 +363,8 @@ class Distillation:
                 own_NJ = _own_best(at)
                 known_NJ = (own_NJ[:, :, None] == items_NK[:, None]).any(dim=-1)
                 rest_N = (1 - teacher_NK.exp().sum(dim=-1)).clamp_min(1e-6)
-                rest_N = (rest_N / (at.num_items - items_NK.shape[1])).log()
+                rest_N = (rest_N / max(at.num_items - items_NK.shape[1], 1)).log()
+                student_NK = student_NK.masked_fill(teacher_NK < LEFT_OUT / 2, LEFT_OUT)
                 return losses.union(student_NK, teacher_NK, at.scores(own_NJ), known_NJ, rest_N)
             case _:
                 raise AssertionError(f"{config.soft} is not about listed items only")
@@ -419,20 +427,22 @@ def _distribution(at: _Positions, config: DistillConfig) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def _own_best(at: _Positions) -> Tensor:
-    """Returns the items that the student would recommend.
+    """Returns the items that the student would recommend; the teacher's best where there are fewer
+    that are new to the user.
 
     Raises:
         ValueError: no worker has the whole table.
     """
     if isinstance(at.table_VD, SharedTable):
         raise ValueError(NEEDS_WHOLE_TABLE)
-    size = max(CHUNK // len(at.table_VD), 1)
-    best = [at.targets_N.new_empty(0, NUM_OWN)]
+    size, count = max(CHUNK // len(at.table_VD), 1), min(NUM_OWN, at.num_items)
+    best = [at.targets_N.new_empty(0, count)]
     for start in range(0, len(at.states_ND), size):
         part = slice(start, start + size)
         scores_CV = at.states_ND[part] @ at.table_VD.T
         if at.seen_NL is not None:
             scores_CV.scatter_(1, at.seen_NL[part], LEFT_OUT)
         scores_CV[:, PADDING] = LEFT_OUT
-        best.append(scores_CV.topk(NUM_OWN, dim=-1).indices)
+        own_CJ, items_CJ = scores_CV.topk(count, dim=-1)
+        best.append(torch.where(own_CJ > LEFT_OUT / 2, items_CJ, at.answers.items_NK[part, :1]))
     return torch.cat(best)

@@ -43,11 +43,12 @@ def test_rows_are_shares_of_their_teacher(tmp_path):
     for variant, values in rows.items():
         results.put(Subject("synthetic", "recsys", variant, 0), "a", values)
     unserved = {"ndcg@10": (0.25, ""), "size_bytes": (800_000.0, "bytes")}
+    unserved |= {compression.LOW: (0.24, ""), compression.HIGH: (0.26, "")}
     results.put(Subject("synthetic", "recsys", "the teacher; wide", 0), "c", unserved)
     assert compression.markdown(results.rows()).splitlines()[2:] == [
         "| the student | 390.6 KiB | 1.0 | 0.40 | 0.2000 | 100.0% | 1 |",
         "| `int8` | 195.3 KiB | 2.0 | 0.30 | 0.1900 | 95.0% | 1 |",
-        "| the teacher; wide | 781.2 KiB | 1.0 | - | 0.2500 | 100.0% | 1 |",
+        "| the teacher; wide | 781.2 KiB | 1.0 | - | 0.2500 (0.2400-0.2600) | 100.0% | 1 |",
         "| the student; wide | 195.3 KiB | 4.0 | 0.30 | 0.1900 | 76.0% | 1 |",
         "| `int8`; wide | 195.3 KiB | 4.0 | 0.30 | 0.1900 | 76.0% | 1 |",
     ]
@@ -91,7 +92,8 @@ def test_a_student_that_is_given_is_named_by_the_command_that_made_it(tmp_path, 
     write_stage(tmp_path / "student", "distill", made_with, **answers)
     flags = compression.flags_of(tmp_path / "student", tmp_path / "targets", preset)
     assert flags == [
-        *("--model.width", "96", "--keep.vectors", "--train.epochs", "3", "--train.no-compile"),
+        *("--model.width", "96", "--distill.soft", preset.distill.soft, "--keep.vectors"),
+        *("--train.epochs", "3", "--train.no-compile"),
         *(*switch, "--start", "auto", "--num-workers", "0"),
     ]
     jobs = []
@@ -102,11 +104,16 @@ def test_a_student_that_is_given_is_named_by_the_command_that_made_it(tmp_path, 
 
 def test_recovery_listens_as_the_student_that_is_given_did(tmp_path, monkeypatch):
     preset = PRESETS["amazon-beauty"]
-    distill = replace(preset.distill, soft="union", soft_weight=0.8)
+    distill = replace(preset.distill, soft="kl", soft_weight=0.8)
     made_with = (preset.student, distill, preset.train_student, 0, "auto", None)
     write_stage(tmp_path / "targets", "targets", preset.targets)
     write_stage(tmp_path / "student", "distill", made_with, targets="targets")
-    report = {"ndcg@10": 0.2, "size_bytes": 4, "latency_ms": {"batch_1": {"p50": 0.1}}}
+    report = {
+        "ndcg@10": 0.2,
+        "ndcg@10_interval": [0.1, 0.3],
+        "size_bytes": 4,
+        "latency_ms": {"batch_1": {"p50": 0.1}},
+    }
     write_json(tmp_path / "student" / "report.json", report)
     monkeypatch.setattr(compression, "load_model", lambda _: build(preset.student, 9))
     asked = []

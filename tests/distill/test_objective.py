@@ -21,7 +21,7 @@ from recsys.distill.objective import (
 from recsys.distill.targets import Targets
 from recsys.losses import LEFT_OUT
 from recsys.models import TransformerConfig, build, save
-from recsys.train.objective import seen_items, to_tensors
+from recsys.train.objective import LossConfig, objective, seen_items, to_tensors
 
 MODEL = TransformerConfig(
     width=16, num_layers=1, num_heads=2, head_width=8, feed_forward_width=32, max_length=20
@@ -122,7 +122,7 @@ def test_looked_up_for_all_positions_the_loss_is_the_same(dataset, directory, st
     ("settings", "repeats"),
     [
         ({}, True),
-        ({"soft": "union"}, True),
+        ({"soft": "kl"}, True),
         ({"trust": True}, False),
         ({"soft_weight_at_end": 0.5}, False),
         ({"soft": "kl", "num_negatives": 8}, False),
@@ -144,7 +144,7 @@ def test_steps_repeat_where_all_is_looked_up_or_the_same(
 def test_with_no_weight_only_the_log_is_learned(directory, batch, student, soft):
     silent = DistillConfig(soft=soft, soft_weight=0.0)
     loss = Distillation(directory / "targets", silent)(student, batch)
-    plain = Distillation(directory / "targets", DistillConfig(soft_weight=0.0))(student, batch)
+    plain = objective(LossConfig(), directory)(student, batch)
     torch.testing.assert_close(loss, plain)
 
 
@@ -177,13 +177,36 @@ def test_from_a_sample_a_student_learns_what_the_teacher_would_recommend(
     assert end[1] > start[1] + 0.3
 
 
-@pytest.mark.parametrize("num_negatives", [None, 50_000])
+@pytest.mark.parametrize("num_items", [6, 12])
+@pytest.mark.parametrize("top_k", [3, 40])
+def test_a_union_is_of_what_is_new_to_a_user(directory, num_items, top_k):
+    """In small catalogues less is new than is listed, or than a student has favourites."""
+    torch.manual_seed(2)
+    student = build(STUDENT, num_items + 1)
+    new = 2
+    seen_NL = torch.arange(1, num_items - new + 1).repeat(4, 1)
+    seen_NL[3, -1] = 0  # another has had less
+    teacher_NV = torch.randn(4, num_items + 1).scatter(1, seen_NL, LEFT_OUT)
+    teacher_NV[:, 0] = LEFT_OUT
+    logs_NK, items_NK = teacher_NV.log_softmax(dim=-1).topk(min(top_k, num_items))
+    answers = Answers(items_NK, logs_NK, *[torch.empty(0)] * 4)
+    targets_N = torch.full((4,), num_items)
+    at = _Positions(student, torch.randn(4, STUDENT.width), targets_N, seen_NL, answers, None)
+    loss_N = Distillation(directory / "targets", DistillConfig())._listed(at)
+    assert loss_N.isfinite().all()
+    loss_N.sum().backward()
+    learns_V = student.item_embedding.weight.grad.norm(dim=1) > 0
+    had_by_all = num_items - new - 1
+    assert learns_V.tolist() == [False] * (1 + had_by_all) + [True] * (new + 1)
+
+
+@pytest.mark.parametrize(("soft", "num_negatives"), [("kl", None), ("kl", 50_000), ("union", None)])
 def test_what_was_seen_does_not_come_back_at_the_end_of_a_long_list(
-    dataset, dataset_directory, directory, batch, student, num_negatives
+    dataset, dataset_directory, directory, batch, student, soft, num_negatives
 ):
     """A list as long as the catalogue: items that the user has had stand at its end."""
     teacher = LiveTeacher(directory / "teacher", TargetsConfig(top_k=len(dataset.item_ids) - 1))
-    config = DistillConfig(soft="kl", soft_weight=1.0, num_negatives=num_negatives)
+    config = DistillConfig(soft=soft, soft_weight=1.0, num_negatives=num_negatives)
     loss = Distillation(teacher, config, dataset_directory)(student, batch)
     asked_BL = batch.rows_BL >= 0
     targets_N1 = batch.targets_BL[asked_BL][:, None]
@@ -310,8 +333,9 @@ def test_teacher_and_student_speak_of_the_same_items():
 
 def test_workers_that_share_the_table_have_no_union():
     with pytest.raises(ValueError, match=r"give --distill.soft kl, or leave --train.sharded out"):
-        DistillConfig().require(TargetsConfig(), sharded=True)
-    DistillConfig(soft="kl").require(TargetsConfig(), sharded=True)
+        DistillConfig().require_table(shared_out=True)
+    DistillConfig().require_table(shared_out=False)
+    DistillConfig(soft="kl").require_table(shared_out=True)
 
 
 def test_a_loss_that_needs_vectors_is_refused_without_them(
@@ -356,8 +380,9 @@ def test_the_students_own_favourites_are_what_it_would_recommend(dataset, studen
     asked = batch.rows_BL >= 0
     states_ND = student.encode(batch.inputs)[asked]
     seen_NL = seen_items(batch.inputs)[asked]
-    targets_N, no_answers = batch.targets_BL[asked], Answers(*[torch.empty(0)] * 6)
-    at = _Positions(student, states_ND, targets_N, seen_NL, no_answers, None)
+    targets_N, teacher = batch.targets_BL[asked], torch.ones(len(states_ND), 1, dtype=torch.long)
+    answers = Answers(teacher, *[torch.empty(0)] * 5)
+    at = _Positions(student, states_ND, targets_N, seen_NL, answers, None)
     found_NJ = _own_best(at).numpy()
     scores_NV = (states_ND @ student.item_table().T).detach().numpy()
     for own_J, scores_V, seen_L in zip(found_NJ, scores_NV, seen_NL.numpy(), strict=True):

@@ -168,9 +168,13 @@ def test_a_teacher_answers_the_same_stored_and_live(dataset_directory, dataset, 
         finite = expected.isfinite()
         assert torch.equal(finite, found.isfinite())
         assert torch.allclose(found[finite].float(), expected[finite].float(), atol=2e-3)
-    hints = DistillConfig(hint_weight=1.0)
+    kl, union, hints = (
+        DistillConfig(soft="kl"),
+        DistillConfig(soft="union"),
+        DistillConfig(hint_weight=1.0),
+    )
     stored, live = tmp_path / "targets-cpu", LiveTeacher(teacher, keep)
-    for source, config in ((stored, DistillConfig()), (stored, hints), (live, hints)):
+    for source, config in ((stored, kl), (stored, union), (stored, hints), (live, hints)):
         listens = Distillation(source, config, dataset_directory)
         task = Task(dataset=dataset_directory, model=TRANSFORMER, train=CPU, objective=listens)
         task = replace(task, model=replace(TRANSFORMER, width=24))
