@@ -4,7 +4,7 @@ They return the loss of each of N positions, but for `item_ranking`, that of eac
 and `relation`, which return one value for all. K items of each position are the teacher's best, in
 its order; M more are a sample of all others. Those that do not count, as they are among the best or
 seen by the user, are masked: their scores are `LEFT_OUT`. The cross-entropy over the whole
-catalogue, which is the default, is in `recsys.losses`.
+catalogue, of hard labels and of `kl`, is in `recsys.losses`.
 """
 
 import math
