@@ -75,7 +75,7 @@ def run(job: Compress) -> Path:
     """Compresses, unless that is done, and returns the compressed model directory."""
     inputs = {"dataset": job.dataset, "model": job.model}
     if _recovers(job):
-        job.distill.require_table(shared_out=job.train.sharded and most(job.num_workers) > 1)
+        job.distill.require_table(shared_out=job.train.shares_out(most(job.num_workers)))
         inputs |= {"teacher": job.teacher} if job.live else {"targets": job.targets}
     run_stage(
         job.output,

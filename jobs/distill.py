@@ -81,7 +81,7 @@ class Distill:
 def run(job: Distill) -> Path:
     """Distils, as far as that is not done, and returns the student's model directory."""
     job.distill.require(job.keep)
-    job.distill.require_table(shared_out=job.train.sharded and most(job.num_workers) > 1)
+    job.distill.require_table(shared_out=job.train.shares_out(most(job.num_workers)))
     require_scores(job.teacher, job.keep)
     if job.start == "teacher":
         _require_part(job)

@@ -43,7 +43,7 @@ Soft = Literal[
 NEEDS_SAMPLE = ("probabilities", "binary", "relaxed-ranking")
 NEEDS_CATALOGUE = ("probabilities", "union")
 TEMPERED = ("kl", "reverse-kl", "decoupled")
-NEEDS_WHOLE_TABLE = (
+UNION_NEEDS_TABLE = (
     "soft labels by union need the whole item table in every worker: "
     "give --distill.soft kl, or leave --train.sharded out"
 )
@@ -130,7 +130,7 @@ class DistillConfig:
             ValueError: it has not.
         """
         if shared_out and self.soft == "union":
-            raise ValueError(NEEDS_WHOLE_TABLE)
+            raise ValueError(UNION_NEEDS_TABLE)
 
     def require(self, kept: TargetsConfig) -> None:
         """Checks that the teacher's answers hold what the loss reads.
@@ -185,6 +185,12 @@ class _Positions:
     def table_VD(self) -> Tensor | SharedTable:
         """The student's item table."""
         return self.model.item_table()
+
+    @property
+    def is_new_NK(self) -> Tensor:
+        """Whether what the teacher lists is new to the user: a list that is longer than that ends
+        with what is not, at `LEFT_OUT`."""
+        return self.answers.logs_NK > LEFT_OUT / 2
 
     @property
     def num_items(self) -> int:
@@ -364,7 +370,7 @@ class Distillation:
                 known_NJ = (own_NJ[:, :, None] == items_NK[:, None]).any(dim=-1)
                 rest_N = (1 - teacher_NK.exp().sum(dim=-1)).clamp_min(1e-6)
                 rest_N = (rest_N / max(at.num_items - items_NK.shape[1], 1)).log()
-                student_NK = student_NK.masked_fill(teacher_NK < LEFT_OUT / 2, LEFT_OUT)
+                student_NK = student_NK.masked_fill(~at.is_new_NK, LEFT_OUT)
                 return losses.union(student_NK, teacher_NK, at.scores(own_NJ), known_NJ, rest_N)
             case _:
                 raise AssertionError(f"{config.soft} is not about listed items only")
@@ -411,10 +417,8 @@ def _distribution(at: _Positions, config: DistillConfig) -> tuple[Tensor, Tensor
     """
     answers = at.answers
     if config.soft == "kl":
-        # A list longer than what is new to the user ends with what is not, at LEFT_OUT. It must not
-        # be a label, which would bring it back.
-        is_new_NK = answers.logs_NK > LEFT_OUT / 2
-        items_NK = torch.where(is_new_NK, answers.items_NK, at.targets_N[:, None])
+        # What is not new must not be a label, which would bring it back.
+        items_NK = torch.where(at.is_new_NK, answers.items_NK, at.targets_N[:, None])
         return items_NK, (answers.logs_NK / config.temperature).softmax(dim=-1)
     stands_for = at.num_items / answers.sampled_NM.shape[1]
     shares_NJ = [answers.logs_NK.exp(), answers.sampled_logs_NM.exp() * stands_for]
@@ -434,7 +438,7 @@ def _own_best(at: _Positions) -> Tensor:
         ValueError: no worker has the whole table.
     """
     if isinstance(at.table_VD, SharedTable):
-        raise ValueError(NEEDS_WHOLE_TABLE)
+        raise ValueError(UNION_NEEDS_TABLE)
     size, count = max(CHUNK // len(at.table_VD), 1), min(NUM_OWN, at.num_items)
     best = [at.targets_N.new_empty(0, count)]
     for start in range(0, len(at.states_ND), size):

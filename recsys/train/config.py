@@ -86,6 +86,10 @@ class TrainConfig:
         if not 0 <= self.seed < 2**23:
             raise ValueError(f"seed must be in [0, 2^23), not {self.seed}")
 
+    def shares_out(self, num_workers: int) -> bool:
+        """Returns whether as many workers share out the model: one has it all."""
+        return self.sharded and num_workers > 1
+
 
 def find_device(name: str) -> torch.device:
     """Returns a device by its name.

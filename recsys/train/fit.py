@@ -149,7 +149,7 @@ def fit(
     if isinstance(checkpoints, Path):
         checkpoints = FileCheckpoints(checkpoints)
     workers = workers or Workers()
-    sharded = task.train.sharded and workers.world_size > 1
+    sharded = task.train.shares_out(workers.world_size)
     trained = train(
         model,
         dataset,

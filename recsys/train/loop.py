@@ -151,7 +151,7 @@ class _Run:
 
     def _place_model(self) -> "DeviceMesh | None":
         """Moves the model to the device; returns the mesh of workers if they share it out."""
-        if self.config.sharded and self.workers.world_size > 1:
+        if self.config.shares_out(self.workers.world_size):
             from recsys.train.sharded import shard  # slow to import
 
             return shard(self.model, self.device)
