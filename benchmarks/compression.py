@@ -126,7 +126,8 @@ def measure_student(results: Results, options: Options, made: Material, seed: in
         words = students.student_words(options, (), seed, keep)
         students.distill(words, made, student)
     # As the student has listened to its teacher, so does its recovery.
-    listens = words_of(listening(read_distill(student), preset))
+    _, distill, *_, asked = read_json(student / STAGE_FILE)["config"]
+    listens = [*words_of(listening(distill, preset)), *asking(asked, preset)]
     model = load_model(student).config
     if not isinstance(model, TransformerConfig):
         raise ValueError(f"{student} is no transformer, which these recipes are for")
@@ -175,18 +176,17 @@ def flags_of(student: Path, targets: Path, preset: Preset) -> list[str]:
     """
     stage = read_json(student / STAGE_FILE)
     model, distill, train, num_workers, start, asked = stage["config"]
-    live = asked is not None
-    if not live and stage["inputs"]["targets"] != fingerprint(targets):
+    if not asked and stage["inputs"]["targets"] != fingerprint(targets):
         raise ValueError(f"{student} has learnt from other answers: give its own by --targets")
-    keep = asked if live else read_json(targets / STAGE_FILE)["config"]
+    kept = {} if asked else read_json(targets / STAGE_FILE)["config"]
     flags = {
         **changes("model", model, preset.student),
         **listening(distill, preset),
-        **changes("keep", keep, preset.targets),
+        **changes("keep", kept, preset.targets),
         **changes("train", train, preset.train_student),
     }
-    switch = [] if live == preset.live else ["--live" if live else "--no-live"]
-    return [*words_of(flags), *switch, "--start", start, *_workers(num_workers)]
+    words = [*words_of(flags), *asking(asked, preset)]
+    return [*words, "--start", start, *_workers(num_workers)]
 
 
 def listening(distill: Mapping[str, Any], preset: Preset) -> dict[str, str]:
@@ -195,10 +195,17 @@ def listening(distill: Mapping[str, Any], preset: Preset) -> dict[str, str]:
     return {"--distill.soft": distill["soft"], **changes("distill", distill, preset.distill)}
 
 
-def read_distill(student: Path) -> dict[str, Any]:
-    """Returns how a student has listened to its teacher, by what its stage has kept."""
-    _, distill, *_ = read_json(student / STAGE_FILE)["config"]
-    return distill
+def asking(asked: Mapping[str, Any] | None, preset: Preset) -> list[str]:
+    """Returns the flags of a teacher that is asked in every step, and for what; or of one that is
+    not, where the preset's is.
+
+    Args:
+        asked: what for; none for answers that are stored.
+    """
+    if not asked:
+        return ["--no-live"] if preset.live else []
+    flags = words_of(changes("keep", asked, preset.targets))
+    return flags if preset.live else [*flags, "--live"]
 
 
 def _workers(count: int | list[int]) -> list[str]:

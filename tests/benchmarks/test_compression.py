@@ -73,15 +73,17 @@ def write_stage(directory, name, config, **inputs):
 
 
 @pytest.mark.parametrize(
-    ("name", "live", "switch"),
+    ("name", "live", "kept", "asks"),
     [
-        ("movielens-1m", False, []),
-        ("movielens-1m", True, ["--live"]),
-        ("amazon-multi", False, ["--no-live"]),
-        ("amazon-multi", True, []),
+        ("movielens-1m", False, ["--keep.vectors"], []),
+        ("movielens-1m", True, [], ["--keep.vectors", "--live"]),
+        ("amazon-multi", False, ["--keep.vectors"], ["--no-live"]),
+        ("amazon-multi", True, [], ["--keep.vectors"]),
     ],
 )
-def test_a_student_that_is_given_is_named_by_the_command_that_made_it(tmp_path, name, live, switch):
+def test_a_student_that_is_given_is_named_by_the_command_that_made_it(
+    tmp_path, name, live, kept, asks
+):
     preset = PRESETS[name]
     train = replace(preset.train_student, epochs=3, compile=False)
     shape, keep = replace(preset.student, width=96), replace(preset.targets, vectors=True)
@@ -92,9 +94,9 @@ def test_a_student_that_is_given_is_named_by_the_command_that_made_it(tmp_path, 
     write_stage(tmp_path / "student", "distill", made_with, **answers)
     flags = compression.flags_of(tmp_path / "student", tmp_path / "targets", preset)
     assert flags == [
-        *("--model.width", "96", "--distill.soft", preset.distill.soft, "--keep.vectors"),
+        *("--model.width", "96", "--distill.soft", preset.distill.soft, *kept),
         *("--train.epochs", "3", "--train.no-compile"),
-        *(*switch, "--start", "auto", "--num-workers", "0"),
+        *(*asks, "--start", "auto", "--num-workers", "0"),
     ]
     jobs = []
     assert command(Distill.from_preset, jobs.append, [name, *flags]) == 0
@@ -102,10 +104,13 @@ def test_a_student_that_is_given_is_named_by_the_command_that_made_it(tmp_path, 
     assert (jobs[0].live, jobs[0].keep, jobs[0].num_workers) == (live, keep, 0)
 
 
-def test_recovery_listens_as_the_student_that_is_given_did(tmp_path, monkeypatch):
-    preset = PRESETS["amazon-beauty"]
+@pytest.mark.parametrize("name", ["amazon-beauty", "amazon-multi"])
+@pytest.mark.parametrize("live", [False, True])
+def test_recovery_listens_as_the_student_that_is_given_did(tmp_path, monkeypatch, name, live):
+    preset = PRESETS[name]
     distill = replace(preset.distill, soft="kl", soft_weight=0.8)
-    made_with = (preset.student, distill, preset.train_student, 0, "auto", None)
+    keep = replace(preset.targets, top_k=9) if live else preset.targets
+    made_with = (preset.student, distill, preset.train_student, 0, "auto", keep if live else None)
     write_stage(tmp_path / "targets", "targets", preset.targets)
     write_stage(tmp_path / "student", "distill", made_with, targets="targets")
     report = {
@@ -121,13 +126,13 @@ def test_recovery_listens_as_the_student_that_is_given_did(tmp_path, monkeypatch
         compression.students, "compress", lambda words, *_: asked.append(words) or report
     )
     options = compression.Options(
-        dataset="amazon-beauty", student=tmp_path / "student", seeds=(0,), only=("int4+3",)
+        dataset=name, student=tmp_path / "student", seeds=(0,), only=("int4+3",)
     )
     made = Material(dataset=tmp_path, teacher=tmp_path, targets=tmp_path / "targets")
     compression.measure_student(Results("compression", tmp_path), options, made, 0)
     jobs = []
     assert command(Compress.from_preset, jobs.append, asked[0]) == 0
-    assert jobs[0].distill == distill
+    assert (jobs[0].distill, jobs[0].live, jobs[0].keep) == (distill, live, keep)
     flagged = replace(options, flags="--train.epochs 3")
     with pytest.raises(ValueError, match="leave out --student"):
         compression.measure_student(Results("compression", tmp_path), flagged, made, 0)

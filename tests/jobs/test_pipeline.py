@@ -103,10 +103,12 @@ def test_the_same_command_again_does_nothing(run_directory, capsys):
 
 
 def training(run_directory: Path, output: Path, num_workers: int) -> train.Train:
-    """Returns a training that is long enough to be killed in."""
-    preset = small_preset(num_workers)
+    """Returns a training that is long enough to be killed in: workers take their time to agree on a
+    checkpoint."""
+    preset, epochs = small_preset(num_workers), 4 if num_workers else 12
     job = train.Train.from_preset(preset, run_directory)
-    return replace(job, train=replace(preset.train, epochs=12, checkpoint_every=3), output=output)
+    settings = replace(preset.train, epochs=epochs, checkpoint_every=3)
+    return replace(job, train=settings, output=output)
 
 
 TRAIN = """
