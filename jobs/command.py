@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import tyro
 
+from jobs import heed_interrupts
 from jobs.presets import PRESETS, Preset
 
 Job = TypeVar("Job")
@@ -28,6 +29,7 @@ def command(
     line on standard error and code 2; Ctrl-C in code 130, and the same command goes on later.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    heed_interrupts()
     try:
         run(_parse(from_preset, words, sys.argv[0]))
     except (ValueError, OSError) as error:

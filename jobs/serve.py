@@ -17,6 +17,7 @@ from typing import Annotated
 
 import tyro
 
+from jobs import heed_interrupts
 from recsys.checkpoint import verify_model
 from recsys.serve.config import ServeConfig
 from recsys.serve.environment import LOOPBACK, has_haproxy, set_environment
@@ -117,6 +118,7 @@ def _require_free(host: str, port: int) -> None:
 
 def main() -> None:
     """Runs the command line."""
+    heed_interrupts()
     try:
         run(tyro.cli(Serve, description=__doc__))
     except (ValueError, OSError, RuntimeError) as error:

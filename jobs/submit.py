@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs import heed_interrupts
+
 JOBS = ("prepare", "train", "ensemble", "distill", "compress", "evaluate", "search", "pipeline")
 ADDRESS = "http://127.0.0.1:8265"
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +84,7 @@ def entrypoint(job: Submit) -> str:
 
 def main() -> None:
     """Runs the command line; its exit code is the job's."""
+    heed_interrupts()
     # Ray tells of every file that it leaves out of the package.
     logging.disable(logging.WARNING)
     try:

@@ -1,3 +1,7 @@
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ from jobs.presets import PRESETS
 from recsys.config import from_json, to_json
 from recsys.models import ModelConfig, build
 
+ROOT = Path(__file__).parents[2]
 JOBS = [
     prepare.Prepare,
     train.Train,
@@ -78,6 +83,47 @@ def test_ctrl_c_ends_in_code_130():
         raise KeyboardInterrupt
 
     assert command(train.Train.from_preset, interrupt, []) == 130
+
+
+SLOW = """
+import time
+print("importing", flush=True)
+time.sleep(60)
+"""
+HEEDS = """
+import sys
+sys.argv[0] = "-m"
+from jobs.command import command
+from jobs.train import Train
+import os, signal, time
+def run(job):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+sys.exit(command(Train.from_preset, run, []))
+"""
+
+
+@pytest.mark.parametrize("name", ["train", "serve", "submit"])
+def test_ctrl_c_while_a_command_imports_says_nothing(tmp_path, name):
+    for module in ("tyro", "argparse"):
+        (tmp_path / f"{module}.py").write_text(SLOW)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    words = [sys.executable, "-m", f"jobs.{name}"]
+    with subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (-signal.SIGINT, "")
+
+
+def test_ctrl_c_is_heeded_once_a_command_runs():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", HEEDS], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (130, "stopped; the same command goes on from here\n")
 
 
 @pytest.mark.parametrize("run", [["--run", "runs/shop"], ["--run=runs/shop"]])
