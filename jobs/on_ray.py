@@ -27,6 +27,7 @@ SETTINGS = {
 }
 TRIES = 3  # to start Ray on a machine that is busy otherwise
 AGENT_SECONDS = 60.0  # that a cluster which has just started may want before it takes jobs
+NO_AGENT = "No available agent"  # as Ray says that it does not take them yet
 LOGICAL_CPUS = 8  # more than a laptop may have: stages sleep while their parts run
 
 
@@ -136,6 +137,12 @@ def submit_and_follow(
             "RAY_AUTH_TOKEN, or its file's path in RAY_AUTH_TOKEN_PATH"
         ) from None
     except (OSError, RuntimeError) as error:  # those of `requests` are OSErrors
+        if NO_AGENT in str(error):
+            raise ValueError(
+                f"{address} answers, and has no agent that takes jobs: where another Ray on its "
+                "host has the agent's port, stop that one, or start this one with another "
+                "--dashboard-agent-listen-port"
+            ) from None
         raise ValueError(f"no job server answers at {address}: {_first_line(error)}") from None
     print(f"submit: {job} runs {entrypoint!r} at {address}", flush=True)
     try:
@@ -157,7 +164,7 @@ def _submit(client: "JobSubmissionClient", entrypoint: str, environment: dict[st
         try:
             return client.submit_job(entrypoint=entrypoint, runtime_env=environment)
         except RuntimeError as error:
-            if "try again later" not in str(error) or time.monotonic() > give_up:
+            if NO_AGENT not in str(error) or time.monotonic() > give_up:
                 raise
         time.sleep(1)
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +21,7 @@ import httpx
 import pytest
 import ray
 
+from jobs import on_ray
 from jobs.submit import ADDRESS, Submit, entrypoint, parse
 from recsys.checkpoint import verify_model
 from recsys.serve.environment import free_ports
@@ -200,12 +202,17 @@ class Dying(BaseHTTPRequestHandler):
         pass
 
 
-def refused_in_one_line_by(cluster: type[Dying], environment: dict[str, str]) -> None:
+@contextlib.contextmanager
+def served_by(cluster: type[Dying]) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), cluster) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        assert address in one_line(environment, "prepare", "--address", address)
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def refused_in_one_line_by(cluster: type[Dying], environment: dict[str, str]) -> None:
+    with served_by(cluster) as address:
+        assert address in one_line(environment, "prepare", "--address", address)
 
 
 def test_a_cluster_that_dies_is_one_line(environment):
@@ -213,9 +220,10 @@ def test_a_cluster_that_dies_is_one_line(environment):
 
 
 class Late(Dying):
-    """Has every package, and no agent for the first job; hangs up on the second."""
+    """Has every package, and no agent for the first jobs; hangs up on the next."""
 
     jobs = 0
+    late_for = 1
 
     def do_GET(self):
         if self.path.startswith("/api/packages"):
@@ -227,7 +235,7 @@ class Late(Dying):
 
     def do_POST(self):
         type(self).jobs += 1
-        if self.jobs == 1:
+        if self.jobs <= self.late_for:
             self.answer(500, b"No available agent to submit job, please try again later.")
         self.close_connection = True
 
@@ -235,6 +243,20 @@ class Late(Dying):
 def test_a_cluster_whose_agent_is_late_is_asked_again(environment):
     refused_in_one_line_by(Late, environment)
     assert Late.jobs == 2
+
+
+class Without(Late):
+    """Never has an agent."""
+
+    late_for = sys.maxsize
+
+
+def test_a_cluster_whose_agent_never_comes_says_what_may_be_in_its_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, "AGENT_SECONDS", 0.5)
+    with served_by(Without) as address, pytest.raises(ValueError, match="another Ray") as refused:
+        on_ray.submit_and_follow("true", address=address, working_dir=tmp_path, excludes=[])
+    assert str(refused.value).startswith(f"{address} answers, and has no agent")
+    assert Without.jobs > 1
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "nonsense"])
