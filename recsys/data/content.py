@@ -202,7 +202,7 @@ def _describe(kind: Kind, facts: dict[str, Any]) -> str:
     broken = f" (such as {', '.join(facts['broken'])})" if facts["broken"] else ""
     return (
         f"content: {kind}, {facts['width']} wide; {facts['num_without']:,} items have none, "
-        f"of {facts['num_broken']:,} it cannot be used{broken}"
+        f"{facts['num_broken']:,} have what cannot be used{broken}"
     )
 
 

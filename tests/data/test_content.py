@@ -101,7 +101,7 @@ def test_images_from_bytes_and_files_and_what_is_no_image(vit, tmp_path, capsys)
     facts = written(tmp_path, config, poster=images)["image"]
     assert (facts["num_without"], facts["num_broken"]) == (1, 3)
     assert facts["broken"] == ["i4", "i5", "i6"]
-    assert "of 3 it cannot be used (such as i4, i5, i6)" in capsys.readouterr().out
+    assert "3 have what cannot be used (such as i4, i5, i6)" in capsys.readouterr().out
     features_VF = np.load(tmp_path / "content/image.npy")
     assert features_VF.any(axis=1).tolist() == [False, True, True, False, False, False, False]
     paths = [str(tmp_path / "red.png"), (tmp_path / "red.png").as_uri(), str(tmp_path / "none")]
