@@ -136,13 +136,15 @@ def submit_and_follow(
             f"{address} wants the cluster's token and there is none here, or another: put it in "
             "RAY_AUTH_TOKEN, or its file's path in RAY_AUTH_TOKEN_PATH"
         ) from None
-    except (OSError, RuntimeError) as error:  # those of `requests` are OSErrors
+    except RuntimeError as error:
         if NO_AGENT in str(error):
             raise ValueError(
                 f"{address} answers, and has no agent that takes jobs: where another Ray on its "
                 "host has the agent's port, stop that one, or start this one with another "
                 "--dashboard-agent-listen-port"
             ) from None
+        raise ValueError(f"{address} refuses the job: {_first_line(error)}") from None
+    except OSError as error:  # as those of `requests` are
         raise ValueError(f"no job server answers at {address}: {_first_line(error)}") from None
     print(f"submit: {job} runs {entrypoint!r} at {address}", flush=True)
     try:

@@ -91,7 +91,12 @@ def run(job: Search) -> Path:
             replace(job.search, max_concurrent=1),
             job.keep if job.live else None,
         ),
-        inputs={"dataset": job.dataset, "teacher": job.teacher, **answers, **seeds},
+        inputs={
+            "dataset": job.dataset,
+            "teacher": job.teacher,
+            **answers,
+            **{f"model {name}": path for name, path in seeds.items()},
+        },
         build=lambda directory: _search(job, directory, seeds),
         scratch=("points", "study"),
     )

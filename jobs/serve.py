@@ -4,6 +4,7 @@ SIGHUP makes it read the directory again; new weights come into service without 
 """
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -71,10 +72,12 @@ def _serve(job: Serve, config: ServeConfig) -> None:
     from recsys.serve import on_ray
 
     signals: SimpleQueue[int] = SimpleQueue()
+    # Left to the system it would end the process, and leave Ray's behind.
+    signal.signal(signal.SIGHUP, lambda received, _: signals.put(received))
     start_ray()
     try:
         on_ray.start(config, host=job.host, port=job.port)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: signals.put(received))
         print(_greeting(job), flush=True)
         while signals.get() == signal.SIGHUP:
@@ -90,7 +93,7 @@ def _reload(update: Callable[[], None]) -> None:
     try:
         update()
         print("serve: the model directory was read again", flush=True)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever it is, what answers goes on answering
         print(f"serve: kept the model in service: {error}", flush=True)
 
 
@@ -111,8 +114,9 @@ def _require_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
+            flag = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
             raise ValueError(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another with {flag}"
             ) from None
 
 

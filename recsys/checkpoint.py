@@ -83,7 +83,10 @@ def read_model_config(directory: Path) -> dict[str, Any]:
     if not (directory / CONFIG).exists():
         raise ValueError(f"{directory} is not a model directory: it has no {CONFIG}")
     config = read_json(directory / CONFIG)
-    if not isinstance(config, dict) or not {"schema_version", "model", "files"} <= config.keys():
+    kinds = {"schema_version": int, "model": dict, "files": dict}
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(name), kind) for name, kind in kinds.items()
+    ):
         raise ValueError(f"{directory / CONFIG} does not describe a model")
     if config["schema_version"] > SCHEMA_VERSION:
         raise ValueError(

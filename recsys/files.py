@@ -94,10 +94,11 @@ def run_stage(
         Whether the stage ran.
 
     Raises:
-        ValueError: `output` is a URI; stages rename directories, which object stores cannot. Or
-            another process is writing it.
+        ValueError: `output` is a URI; stages rename directories, which object stores cannot. Or it
+            holds what no stage has written. Or another process is writing it.
     """
     _refuse_uri(output)
+    _refuse_foreign(output)
     prints = {key: fingerprint(v) if isinstance(v, Path) else v for key, v in inputs.items()}
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -173,6 +174,14 @@ def _refuse_uri(output: Path) -> None:
         raise ValueError(
             f"{output} is a URI, and stages write to directories: give one, on a cluster one that "
             "all nodes reach (a mounted share or bucket)"
+        )
+
+
+def _refuse_foreign(output: Path) -> None:
+    if output.exists() and not (output / STAGE_FILE).exists() and any(output.iterdir()):
+        raise ValueError(
+            f"{output} holds what is not of one stage, and would be replaced: name a directory of "
+            "its own (that of a whole run is given by --run)"
         )
 
 

@@ -176,6 +176,18 @@ def test_a_uri_as_output_is_refused_and_not_taken_for_a_folder(uri, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_what_no_stage_has_written_is_not_replaced(tmp_path):
+    (tmp_path / "run" / "teacher").mkdir(parents=True)
+    with pytest.raises(ValueError, match="a directory of its own"):
+        run_stage(tmp_path / "run", name="toy", config=1, inputs={}, build=print)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["teacher"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "out").mkdir()
+    assert run_stage(tmp_path / "out", name="toy", config=1, inputs={}, build=lambda _: None)
+
+
 def test_input_that_no_stage_finished_is_refused(tmp_path):
     with pytest.raises(ValueError, match="stage"):
         run_stage(tmp_path / "out", name="toy", config=1, inputs={"a": tmp_path}, build=print)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import EncodeError
+from torch import nn
 from tqdm import tqdm
 
 from recsys.checkpoint import GRAPH
@@ -21,9 +23,19 @@ LARGEST_RELATIVE_DIFFERENCE = {"float32": 1e-3, "float16": 1e-2, "int8": np.inf,
 TIE_TOLERANCE = 1e-5
 
 
+LARGEST_GRAPH = 2**31 - 2**20
+"""Bytes of weights that an ONNX file can have: a message of protobuf has less than 2 GiB."""
+
+
 def has_graph(model: SequenceModel) -> bool:
     """Returns whether the model is of a kind that can be served."""
     return isinstance(model.config, StudentConfig)
+
+
+def fits_graph(model: SequenceModel) -> bool:
+    """Returns whether an ONNX file holds the model in 32 bits."""
+    assert isinstance(model, nn.Module)
+    return 4 * sum(weight.numel() for weight in model.state_dict().values()) < LARGEST_GRAPH
 
 
 def export_onnx(
@@ -43,8 +55,8 @@ def export_onnx(
         histories: real ones, on which graph and model are compared.
 
     Raises:
-        ValueError: graph and model disagree, there are no histories, or the model's kind has no
-            graph; nothing is written then.
+        ValueError: graph and model disagree, there are no histories, the model's kind has no graph,
+            or its graph is larger than ONNX files can be; nothing is written then.
     """
     if not has_graph(model):
         raise ValueError(f"{type(model).__name__} has no ONNX graph: it can teach, not be served")
@@ -52,7 +64,13 @@ def export_onnx(
         raise ValueError("export needs at least one history to compare graph and model on")
     plain = without_content(model)
     weights = {name: w.detach().cpu().numpy() for name, w in plain.state_dict().items()}
-    graph = serving_graph(plain.config, weights, precision).SerializeToString()
+    try:
+        graph = serving_graph(plain.config, weights, precision).SerializeToString()
+    except EncodeError:
+        raise ValueError(
+            "the graph has more than the 2 GiB that ONNX files hold: store the item table in fewer "
+            "bits (int8), or as codes (codebook-items=16)"
+        ) from None
     partial = Path(directory) / f"{GRAPH}.partial"
     try:
         partial.write_bytes(graph)

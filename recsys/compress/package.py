@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from recsys.checkpoint import ITEMS, Origin, seal_model
-from recsys.compress.export import export_onnx, has_graph
+from recsys.compress.export import export_onnx, fits_graph, has_graph
 from recsys.compress.graph import Precision
 from recsys.data.sequences import Dataset
 from recsys.evaluate.engine import OnnxModel
@@ -38,8 +38,9 @@ def package(
     """Writes weights, ONNX graph and report.json; returns the report.
 
     Everything in the report is measured on the graph that was written, by the engine that serves:
-    on test, and the accuracy on validation under its name. A teacher of a kind that has no graph is
-    measured in PyTorch: it teaches, and is not served.
+    on test, and the accuracy on validation under its name. A teacher of a kind that has no graph,
+    or a model that is too large for one and not compressed yet, is measured in PyTorch: it teaches,
+    and is not served.
 
     Args:
         extra: further entries of the report, such as "train_seconds".
@@ -50,7 +51,7 @@ def package(
     save(model, directory, items=dataset.path / ITEMS, origin=origin)
     histories = calibration_histories(dataset)
     exported = {}
-    if has_graph(model):
+    if has_graph(model) and (origin.role == "compressed" or fits_graph(model)):
         parity = export_onnx(model, directory, histories=histories, precision=precision)
         exported = {"export": {"precision": precision, **parity}}
         seal_model(directory)

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi.onnxruntime_pybind11_state import (
-    Fail,
-    InvalidArgument,
-    InvalidGraph,
-    InvalidProtobuf,
-)
+from onnxruntime.capi import onnxruntime_pybind11_state as refusals
 
 from recsys.checkpoint import GRAPH
 from recsys.data.batches import pad_histories
@@ -25,7 +20,15 @@ if TYPE_CHECKING:
     from recsys.evaluate.codes import CodeScorer
 
 MAX_LENGTH, NUM_ITEMS = "max_length", "num_items"
-UNREADABLE = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf)
+UNREADABLE = (
+    refusals.Fail,
+    refusals.InvalidArgument,
+    refusals.InvalidGraph,
+    refusals.InvalidProtobuf,
+    refusals.NoSuchFile,
+    refusals.NotImplemented,
+    refusals.RuntimeException,
+)
 
 
 class OnnxModel:

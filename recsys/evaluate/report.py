@@ -19,7 +19,7 @@ from recsys.evaluate.metrics import (
     reciprocal_rank,
 )
 from recsys.evaluate.ranking import Ranking, Scorer, Split, rank_targets
-from recsys.files import read_json, write_json
+from recsys.files import alone, read_json, write_json
 
 REPORT = "report.json"
 CUTOFFS = (1, 5, 10, 20, 50)
@@ -160,12 +160,14 @@ def update_report(directory: Path, report: dict[str, Any]) -> None:
     its own name: "validation", or "test, seen items kept".
     """
     path = directory / REPORT
-    old = read_json(path) if path.exists() else {}
     name = report["split"]
     if report["protocol"] != PROTOCOL:
         name = f"{name}, {report['protocol'].partition(', ')[2]}"
     measured = report if name == "test" else {name: report}
-    write_report(directory, {**old, **measured})
+    # Another split may be measured beside this. The lock is beside the directory, not in it.
+    with alone(directory.resolve().with_name(f"{directory.resolve().name}.report")):
+        old = read_json(path) if path.exists() else {}
+        write_report(directory, {**old, **measured})
 
 
 def row(name: str, report: dict[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Recommend:
                 Recommender, directory, threads=self._config.threads
             )
             self._refused = None
-        except (ValueError, OSError) as error:
+        except Exception as error:
             if self._model is None:
                 raise
             # Raising here would make Serve kill a replica that can answer.
@@ -178,7 +178,11 @@ def application(config: ServeConfig) -> serve.Application:
         ),
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
-        user_config={"model": config.model_directory, "version": model.version},
+        # Of all that a replica shows: another report is to be read again, too.
+        user_config={
+            "model": config.model_directory,
+            "version": hash_of([model.version, model.config, model.report]),
+        },
         ray_actor_options={"num_cpus": 1},
         graceful_shutdown_timeout_s=5,
         graceful_shutdown_wait_loop_s=0.5,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from recsys.checkpoint import GRAPH, ITEMS, scores_seen, verify_model
+from recsys.checkpoint import GRAPH, ITEMS, read_model_config, scores_seen, verify_model
 from recsys.evaluate.engine import OnnxModel
 from recsys.files import hash_of, read_json
 from recsys.serve.schema import Item, Recommendation, Request
@@ -53,6 +53,8 @@ class Recommender:
         self._popular = 1 + np.argsort(-self._popularity_V[1:], kind="stable")
         self.num_items = len(self._item_ids) - 1
         self._model = OnnxModel(directory, threads=threads)
+        if read_model_config(directory) != self.config:  # directories are replaced whole
+            raise ValueError(f"{directory} was replaced while it was read; read it again")
         if self._model.num_items != self.num_items:
             raise ValueError(
                 f"{directory} cannot be served: {GRAPH} has {self._model.num_items} items, "
@@ -121,24 +123,23 @@ class Recommender:
         ]
         asked = min(self.num_items, k + max(len(items) for items in older))
         items_BK, scores_BK = self._model.top_k(histories, asked, exclude_seen)
-        return [
-            self._items(items_K, scores_K, keep_K=np.isfinite(scores_K) & ~np.isin(items_K, seen))[
-                :k
-            ]
-            for items_K, scores_K, seen in zip(items_BK, scores_BK, older, strict=True)
-        ]
+        lists = []
+        for items_K, scores_K, seen in zip(items_BK, scores_BK, older, strict=True):
+            # As many as it needs itself, however many another history does.
+            items_K, scores_K = items_K[: k + len(seen)], scores_K[: k + len(seen)]
+            new_K = np.isfinite(scores_K) & ~np.isin(items_K, seen)
+            lists.append(self._items(items_K[new_K][:k], scores_K[new_K][:k]))
+        return lists
 
     def _popular_items(self, k: int) -> list[Item]:
         items_K = self._popular[:k]
-        return self._items(items_K, self._popularity_V[items_K], keep_K=np.ones(len(items_K), bool))
+        return self._items(items_K, self._popularity_V[items_K])
 
-    def _items(
-        self, items_K: np.ndarray, scores_K: np.ndarray, *, keep_K: np.ndarray
-    ) -> list[Item]:
-        rounded = np.round(scores_K[keep_K].astype(np.float64), 6).tolist()
+    def _items(self, items_K: np.ndarray, scores_K: np.ndarray) -> list[Item]:
+        rounded = np.round(scores_K.astype(np.float64), 6).tolist()
         return [
             Item(item_id=self._item_ids[item], score=score)
-            for item, score in zip(items_K[keep_K].tolist(), rounded, strict=True)
+            for item, score in zip(items_K.tolist(), rounded, strict=True)
         ]
 
 

@@ -110,8 +110,10 @@ def _decode(body: bytes) -> Any:
         return json.loads(body)
     except RecursionError:
         raise RequestError(400, "the body is nested too deeply") from None
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RequestError(400, f"the body is not JSON: {error}; try {EXAMPLE}") from None
+    except ValueError:  # Python reads no numbers of thousands of digits
+        raise RequestError(422, "a number has too many digits: send ids as text") from None
 
 
 def _object(value: Any) -> dict[str, Any]:

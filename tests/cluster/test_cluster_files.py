@@ -50,6 +50,11 @@ def test_the_operator_s_schema_notices_a_slip():
         jsonschema.validate(document, json.loads(path.read_text()))
 
 
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_containers_see_the_folder_that_all_nodes_share(name):
+    assert "-v /runs:/runs" in read(f"{name}.yaml")["docker"]["run_options"]
+
+
 @pytest.mark.parametrize("name", ["local", "aws", "gcp"])
 def test_launcher_files_follow_ray_s_schema(name):
     spec = find_spec("ray")

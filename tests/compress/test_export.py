@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from google.protobuf.message import EncodeError
 
 from recsys.compress import export, graph, top_k
 from recsys.compress.export import export_onnx
@@ -280,6 +281,17 @@ def test_a_graph_that_disagrees_is_not_written(histories, tmp_path: Path, monkey
 
     monkeypatch.setattr(export, "serving_graph", tampered)
     with pytest.raises(ValueError, match="the float32 graph disagrees"):
+        export_onnx(make(CONFIG), tmp_path, histories=histories)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_too_large_for_its_format_is_refused(histories, tmp_path: Path, monkeypatch):
+    class Large:
+        def SerializeToString(self):
+            raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr(export, "serving_graph", lambda *_: Large())
+    with pytest.raises(ValueError, match="more than the 2 GiB"):
         export_onnx(make(CONFIG), tmp_path, histories=histories)
     assert not list(tmp_path.iterdir())
 

@@ -33,6 +33,19 @@ def test_scores_are_those_of_the_model_it_was_exported_from(exported):
     assert np.isneginf(scores_BV[:, 0]).all()
 
 
+def test_a_graph_of_what_this_engine_has_no_code_for_is_refused_in_one_line(tmp_path):
+    kind = onnx.TensorProto.BFLOAT16
+    info = [onnx.helper.make_tensor_value_info(name, kind, [1]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Erf", ["x"], ["y"])], "erf", info[:1], info[1:]
+    )
+    opset = [onnx.helper.make_opsetid("", 21)]
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    with pytest.raises(ValueError, match="is not a graph of a recommender"):
+        OnnxModel(path)
+
+
 def test_a_batch_scores_each_history_as_alone(exported):
     engine = OnnxModel(exported[1])
     alone = np.concatenate([engine.scores([history]) for history in HISTORIES])

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -105,6 +106,23 @@ def test_a_model_of_other_items_is_refused(tmp_path, walks):
     pq.write_table(pa.table({"item_id": ids[::-1]}), tmp_path / "items.parquet")
     with pytest.raises(ValueError, match="different items"):
         check_catalogue(tmp_path, walks)
+
+
+def test_two_splits_measured_at_once_are_both_kept(tmp_path, walks):
+    directory = tmp_path / "model"
+    directory.mkdir()
+    report = evaluate_scorer(popularity(walks), walks, "test", seed=0)
+
+    def measure(split: str) -> None:
+        for number in range(50):
+            update_report(directory, {**report, "split": split, "seed": number})
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(measure, split) for split in ("test", "validation")]:
+            done.result()
+    kept = json.loads((directory / "report.json").read_text())
+    assert (kept["seed"], kept["validation"]["seed"]) == (49, 49)
+    assert [path.name for path in directory.iterdir()] == ["report.json"]
 
 
 def test_update_keeps_what_else_a_report_says(tmp_path, walks):

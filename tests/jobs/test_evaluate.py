@@ -8,6 +8,7 @@ import torch
 from jobs import evaluate
 from jobs.command import command
 from recsys.checkpoint import Origin, seal_model
+from recsys.compress import export
 from recsys.compress.package import package
 from recsys.models import TransformerConfig, build
 
@@ -31,6 +32,16 @@ def packaged(tmp_path_factory, dataset):
         extra={"train_seconds": 1.0},
     )
     return directory
+
+
+def test_a_model_too_large_for_a_graph_teaches_and_is_not_served(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "LARGEST_GRAPH", 100)
+    model, asked = build(CONFIG, dataset.num_items_with_padding), {"dataset": dataset, "seed": 0}
+    report = package(model, tmp_path / "large", origin=Origin(role="teacher"), **asked)
+    assert "latency_ms" not in report
+    assert report["size_bytes"] == (tmp_path / "large" / "model.safetensors").stat().st_size
+    package(model, tmp_path / "small", origin=Origin(role="compressed"), **asked)
+    assert (tmp_path / "small" / "model.onnx").exists()
 
 
 @pytest.fixture

@@ -103,6 +103,10 @@ sys.exit(command(Train.from_preset, run, []))
 """
 
 
+def not_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a shell may have left it
+
+
 @pytest.mark.parametrize("name", ["train", "serve", "submit"])
 def test_ctrl_c_while_a_command_imports_says_nothing(tmp_path, name):
     for module in ("tyro", "argparse"):
@@ -110,7 +114,12 @@ def test_ctrl_c_while_a_command_imports_says_nothing(tmp_path, name):
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     words = [sys.executable, "-m", f"jobs.{name}"]
     with subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        words,
+        env=environment,
+        preexec_fn=not_ignored,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGINT)
@@ -121,7 +130,12 @@ def test_ctrl_c_while_a_command_imports_says_nothing(tmp_path, name):
 def test_ctrl_c_is_heeded_once_a_command_runs():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", HEEDS], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", HEEDS],
+        env=environment,
+        preexec_fn=not_ignored,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (130, "stopped; the same command goes on from here\n")
 

@@ -75,6 +75,12 @@ def test_a_taken_port_is_refused(tmp_path):
             run(Serve(model=write_model(tmp_path / "model"), port=port))
 
 
+def test_a_host_that_is_not_here_is_refused_by_its_name(tmp_path):
+    words = r"cannot listen on 192\.0\.2\.1:8000: .* choose another with --host"
+    with pytest.raises(ValueError, match=words):
+        run(Serve(model=write_model(tmp_path / "model"), host="192.0.2.1"))
+
+
 @pytest.mark.parametrize("port", [0, 70_000])
 def test_a_port_that_cannot_be_is_refused(tmp_path, port):
     with pytest.raises(ValueError, match="give one from 1 to 65535"):

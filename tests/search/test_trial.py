@@ -166,23 +166,37 @@ def start_search(directory: Path, output: Path) -> subprocess.Popen:
         tests=str(Path(__file__).parent), directory=str(directory), output=str(output)
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", script], env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, preexec_fn=heed_interrupts
+    )
+
+
+def heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell may have had ignored
+
+
+def stop_search(directory: Path, output: Path, number: int, how: signal.Signals) -> int:
+    """Stops a search once `number` points are measured; returns its exit status."""
+    process = start_search(directory, output)
+    points = output.with_name(f"{output.name}.partial") / "points"
+    deadline = time.monotonic() + 120
+    while len(list(points.glob(f"*/{ROW}"))) < number and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    return process.wait(120)
 
 
 def test_a_killed_search_keeps_its_trials_and_another_choice_searches_nothing(
     directory, tmp_path, capsys
 ):
     output = tmp_path / "frontier"
-    process = start_search(directory, output)
+    assert stop_search(directory, output, 1, signal.SIGINT) != 0
+    assert not output.exists()
+    assert stop_search(directory, output, 2, signal.SIGKILL) == -signal.SIGKILL
     points = tmp_path / "frontier.partial" / "points"
-    deadline = time.monotonic() + 120
-    while not list(points.glob(f"*/{ROW}")) and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     kept = {path: path.stat().st_mtime_ns for path in points.glob(f"*/{ROW}")}
-    assert kept
+    assert len(kept) >= 2
     assert not output.exists()
     assert start_search(directory, output).wait(180) == 0
     points = pq.read_table(output / "points.parquet").to_pylist()

@@ -221,8 +221,24 @@ def test_a_request_is_answered_by_the_model_it_was_checked_against(tmp_path):
         assert one.recommendations == model.recommend(request.histories, k=request.k)
 
 
+def test_another_report_is_read_again(endpoint):
+    (endpoint.model / "report.json").write_text('{"ndcg@10": 0.7}')
+    endpoint.process.send_signal(signal.SIGHUP)
+    for _ in range(100):
+        if endpoint.client.get("/v1/model").json()["report"] == {"ndcg@10": 0.7}:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"the old report stays: {endpoint.log.read_text()}")
+
+
 def test_a_damaged_model_is_refused_and_the_old_one_stays(endpoint):
     version = endpoint.version()
+    config = endpoint.model / "config.json"
+    whole = config.read_text()
+    config.write_text(json.dumps({**json.loads(whole), "files": []}))
+    endpoint.process.send_signal(signal.SIGHUP)
+    endpoint.wait_for_log("does not describe a model")
+    config.write_text(whole)
     (endpoint.model / "model.onnx").write_bytes(b"not a graph")
     endpoint.process.send_signal(signal.SIGHUP)
     endpoint.wait_for_log("kept the model in service")

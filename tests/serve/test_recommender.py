@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.checkpoint import Origin, seal_model
+from recsys.serve import recommender
 from recsys.serve.recommender import Recommender
 from recsys.serve.schema import Request
 
@@ -113,6 +114,34 @@ def test_report_is_carried(tmp_path, model):
     assert model.report is None
 
 
+def test_a_directory_that_is_replaced_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    directory = write_model(tmp_path / "model")
+    other = write_model(tmp_path / "other", sign=-1)
+    load = recommender.OnnxModel
+
+    def replace_and_load(path, threads):
+        path.rename(tmp_path / "old")
+        other.rename(path)
+        return load(path, threads=threads)
+
+    monkeypatch.setattr(recommender, "OnnxModel", replace_and_load)
+    with pytest.raises(ValueError, match="was replaced while it was read"):
+        Recommender(directory)
+
+
+def test_a_long_history_makes_no_list_longer_but_its_own(model, monkeypatch):
+    made = []
+    monkeypatch.setattr(recommender, "Item", lambda **item: made.append(item) or item)
+    together = model.recommend([["a"], ["b"], ["a", "b", "c", "d", "e"]], k=1)
+    assert len(made) == 3
+    assert [len(one["items"]) for one in together] == [1, 1, 1]
+
+
+def set_config(directory: Path, **changes) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))
+
+
 def flip_a_byte(path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -141,6 +170,9 @@ def set_newer_schema(directory: Path) -> None:
         (lambda d: (d / "config.json").write_text('{"model":'), "is not valid JSON"),
         (replace_graph, r"model\.onnx is damaged: it differs from what was written"),
         (set_newer_schema, "has schema version 99"),
+        (lambda d: set_config(d, schema_version="1"), "does not describe a model"),
+        (lambda d: set_config(d, files=[]), "does not describe a model"),
+        (lambda d: set_config(d, model=None), "does not describe a model"),
     ],
 )
 def test_what_is_not_as_it_was_written_is_refused_in_one_line_and_not_run(

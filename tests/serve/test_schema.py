@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -81,6 +82,13 @@ def test_rubbish_is_refused_with_its_reason(body, status, words):
     assert caught.value.status == status
     assert words in str(caught.value)
     assert len(str(caught.value)) < 250
+
+
+def test_a_number_that_python_does_not_read_is_told_so():
+    limits = replace(LIMITS, max_body_bytes=10_000)
+    with pytest.raises(RequestError, match="too many digits: send ids as text") as caught:
+        parse_request(b'{"k": ' + b"1" * 5000 + b"}", num_items=4, limits=limits)
+    assert caught.value.status == 422
 
 
 JSON_VALUES = st.recursive(
