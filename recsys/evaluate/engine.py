@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as refusals
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NoSuchFile,
+    RuntimeException,
+)
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
 from recsys.checkpoint import GRAPH
 from recsys.data.batches import pad_histories
@@ -21,13 +29,13 @@ if TYPE_CHECKING:
 
 MAX_LENGTH, NUM_ITEMS = "max_length", "num_items"
 UNREADABLE = (
-    refusals.Fail,
-    refusals.InvalidArgument,
-    refusals.InvalidGraph,
-    refusals.InvalidProtobuf,
-    refusals.NoSuchFile,
-    refusals.NotImplemented,
-    refusals.RuntimeException,
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NoKernel,
+    NoSuchFile,
+    RuntimeException,
 )
 
 
