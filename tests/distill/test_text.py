@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -115,9 +116,10 @@ def test_the_five_calls_of_the_readme(directory, tmp_path, monkeypatch):
     genres = [[CATEGORIES[label]] for label in texts.labels_N]
     columns = {"title": texts.texts_N, "description": texts.texts_N, "genres": genres}
     pq.write_table(pa.table(columns), "items.parquet")
-    lines = README.read_text().split("In Python:\n")[1].split("\nAccuracy")[0]
+    indented = re.search(r"In Python:\n((?:\n|    .*\n)+)", README.read_text())
+    assert indented is not None
     called = {}
-    exec(textwrap.dedent(lines).replace("bert-base-uncased", directory), called)
+    exec(textwrap.dedent(indented[1]).replace("bert-base-uncased", directory), called)
     student, compressed, test = (called[name] for name in ("student", "compressed", "test_data"))
     assert evaluate(compressed, test)["num_texts"] == 8
     whole = compress(student, "whole", "float32")
