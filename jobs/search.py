@@ -95,7 +95,7 @@ def run(job: Search) -> Path:
             "dataset": job.dataset,
             "teacher": job.teacher,
             **answers,
-            **{f"model {name}": path for name, path in seeds.items()},
+            **{f"model {name}": path for name, path in seeds.items()},  # one may be a "teacher"
         },
         build=lambda directory: _search(job, directory, seeds),
         scratch=("points", "study"),

@@ -72,13 +72,16 @@ def _serve(job: Serve, config: ServeConfig) -> None:
     from recsys.serve import on_ray
 
     signals: SimpleQueue[int] = SimpleQueue()
-    # Left to the system it would end the process, and leave Ray's behind.
-    signal.signal(signal.SIGHUP, lambda received, _: signals.put(received))
+
+    def keep(number: signal.Signals) -> None:
+        signal.signal(number, lambda received, _: signals.put(received))
+
+    keep(signal.SIGHUP)  # left to the system it would end the process, and leave Ray's behind
     start_ray()
     try:
         on_ray.start(config, host=job.host, port=job.port)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda received, _: signals.put(received))
+        keep(signal.SIGINT)
+        keep(signal.SIGTERM)
         print(_greeting(job), flush=True)
         while signals.get() == signal.SIGHUP:
             _reload(lambda: on_ray.update(config))

@@ -1,8 +1,8 @@
 """Sends a job to a Ray cluster and follows it: `python -m jobs.submit pipeline quickstart`.
 
 Everything but `--address` goes to the job as it stands. The files of this checkout go with it and
-are unpacked elsewhere, what is in runs/ stays behind: give a pipeline an absolute `--output`, and any
-other job an absolute `--run`, on a cluster of several hosts one that all reach.
+are unpacked elsewhere, what is in runs/ stays behind: give a pipeline an absolute `--output`, and
+any other job an absolute `--run`, on a cluster of several hosts one that all reach.
 """
 
 import argparse

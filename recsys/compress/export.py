@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from google.protobuf.message import EncodeError
-from torch import nn
 from tqdm import tqdm
 
 from recsys.checkpoint import GRAPH
@@ -34,8 +33,8 @@ def has_graph(model: SequenceModel) -> bool:
 
 def fits_graph(model: SequenceModel) -> bool:
     """Returns whether an ONNX file holds the model in 32 bits."""
-    assert isinstance(model, nn.Module)
-    return 4 * sum(weight.numel() for weight in model.state_dict().values()) < LARGEST_GRAPH
+    weights = without_content(model).state_dict().values()
+    return 4 * sum(weight.numel() for weight in weights) < LARGEST_GRAPH
 
 
 def export_onnx(

@@ -165,7 +165,8 @@ def update_report(directory: Path, report: dict[str, Any]) -> None:
         name = f"{name}, {report['protocol'].partition(', ')[2]}"
     measured = report if name == "test" else {name: report}
     # Another split may be measured beside this. The lock is beside the directory, not in it.
-    with alone(directory.resolve().with_name(f"{directory.resolve().name}.report")):
+    whole = directory.resolve()
+    with alone(whole.with_name(f"{whole.name}.report")):
         old = read_json(path) if path.exists() else {}
         write_report(directory, {**old, **measured})
 

@@ -37,9 +37,8 @@ def search(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = (
-        "1"  # Ray's own would end a search as if it was done
-    )
+    # Ray's own handler of Ctrl-C would end a search as if it was done.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     directory = directory.resolve()
     points = directory / "points"
     points.mkdir(exist_ok=True)

@@ -181,7 +181,7 @@ def application(config: ServeConfig) -> serve.Application:
         # Of all that a replica shows: another report is to be read again, too.
         user_config={
             "model": config.model_directory,
-            "version": hash_of([model.version, model.config, model.report]),
+            "version": hash_of([model.config, model.report]),
         },
         ray_actor_options={"num_cpus": 1},
         graceful_shutdown_timeout_s=5,

@@ -166,13 +166,11 @@ def start_search(directory: Path, output: Path) -> subprocess.Popen:
         tests=str(Path(__file__).parent), directory=str(directory), output=str(output)
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", script], env=environment, preexec_fn=heed_interrupts
-    )
+    return subprocess.Popen([sys.executable, "-c", script], env=environment, preexec_fn=not_ignored)
 
 
-def heed_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell may have had ignored
+def not_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a shell may have left it
 
 
 def stop_search(directory: Path, output: Path, number: int, how: signal.Signals) -> int:
