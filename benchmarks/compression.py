@@ -182,7 +182,7 @@ def flags_of(student: Path, targets: Path, preset: Preset) -> list[str]:
     flags = {
         **changes("model", model, preset.student),
         **listening(distill, preset),
-        **changes("keep", kept, preset.targets),
+        **changes("keep", kept, preset.keep),
         **changes("train", train, preset.train_student),
     }
     words = [*words_of(flags), *asking(asked, preset)]
@@ -204,7 +204,7 @@ def asking(asked: Mapping[str, Any] | None, preset: Preset) -> list[str]:
     """
     if not asked:
         return ["--no-live"] if preset.live else []
-    flags = words_of(changes("keep", asked, preset.targets))
+    flags = words_of(changes("keep", asked, preset.keep))
     return flags if preset.live else [*flags, "--live"]
 
 

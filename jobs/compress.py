@@ -63,7 +63,7 @@ class Compress:
             targets=directory / "targets",
             output=directory / "compressed",
             recipe=preset.recipe,
-            keep=preset.targets,
+            keep=preset.keep,
             live=preset.live,
             distill=preset.distill,
             train=preset.train_student,

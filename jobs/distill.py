@@ -68,7 +68,7 @@ class Distill:
             targets=directory / "targets",
             output=directory / "student",
             model=preset.student,
-            keep=preset.targets,
+            keep=preset.keep,
             distill=preset.distill,
             start=preset.start,
             live=preset.live,
@@ -80,8 +80,7 @@ class Distill:
 
 def run(job: Distill) -> Path:
     """Distils, as far as that is not done, and returns the student's model directory."""
-    job.distill.require(job.keep)
-    job.distill.require_table(shared_out=job.train.shares_out(most(job.num_workers)))
+    require(job)
     require_scores(job.teacher, job.keep)
     if job.start == "teacher":
         _require_part(job)
@@ -109,6 +108,16 @@ def run(job: Distill) -> Path:
         scratch=(*SCRATCH, INITIAL),
     )
     return job.output
+
+
+def require(job: Distill) -> None:
+    """Checks, before there is a teacher, that the loss can read what is kept and shared out.
+
+    Raises:
+        ValueError: it cannot; with the flags that mend it.
+    """
+    job.distill.require(job.keep)
+    job.distill.require_table(shared_out=job.train.shares_out(most(job.num_workers)))
 
 
 def _require_part(job: Distill) -> None:

@@ -46,10 +46,11 @@ def run(job: Pipeline) -> dict:
     """Runs the pipeline, prints its table, and returns what it wrote as summary.json."""
     preset = _with_flags(job)
     directory = job.output
+    distillation = distill.Distill.from_preset(preset, directory)
+    distill.require(distillation)  # before hours of a teacher's training
     preparation = prepare.Prepare.from_preset(preset, directory)
     prepare.run(replace(preparation, split=job.split or preparation.split))
     train.run(train.Train.from_preset(preset, directory))
-    distillation = distill.Distill.from_preset(preset, directory)
     distill.run(replace(distillation, alone=directory / "student-alone"))
     compress.run(compress.Compress.from_preset(preset, directory))
     search.run(search.Search.from_preset(preset, directory))

@@ -31,7 +31,7 @@ class Preset:
     """What teacher and lone student minimise."""
     student: StudentConfig
     """The student's shape."""
-    targets: TargetsConfig = field(default_factory=TargetsConfig)
+    keep: TargetsConfig = field(default_factory=TargetsConfig)
     """What is kept of the teacher's answers."""
     live: bool = False
     """Whether the teacher is asked in every step, so that nothing is written: for a log that is
@@ -71,7 +71,7 @@ QUICKSTART = Preset(
         max_length=50,
         dropout=0.0,
     ),
-    targets=TargetsConfig(top_k=32),
+    keep=TargetsConfig(top_k=32),
     train_student=TrainConfig(
         epochs=10, batch_rows=16, learning_rate=6e-3, evaluate_every=2, num_threads=1
     ),

@@ -64,7 +64,7 @@ class Search:
             output=directory / "frontier",
             chosen=directory / "chosen",
             student=preset.student,
-            keep=preset.targets,
+            keep=preset.keep,
             distill=preset.distill,
             start=preset.start,
             train=preset.train_student,

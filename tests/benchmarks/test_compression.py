@@ -86,7 +86,7 @@ def test_a_student_that_is_given_is_named_by_the_command_that_made_it(
 ):
     preset = PRESETS[name]
     train = replace(preset.train_student, epochs=3, compile=False)
-    shape, keep = replace(preset.student, width=96), replace(preset.targets, vectors=True)
+    shape, keep = replace(preset.student, width=96), replace(preset.keep, vectors=True)
     asked = keep if live else None
     made_with = (shape, preset.distill, train, 0, "auto", asked)
     write_stage(tmp_path / "targets", "targets", keep)
@@ -109,9 +109,9 @@ def test_a_student_that_is_given_is_named_by_the_command_that_made_it(
 def test_recovery_listens_as_the_student_that_is_given_did(tmp_path, monkeypatch, name, live):
     preset = PRESETS[name]
     distill = replace(preset.distill, soft="kl", soft_weight=0.8)
-    keep = replace(preset.targets, top_k=9) if live else preset.targets
+    keep = replace(preset.keep, top_k=9) if live else preset.keep
     made_with = (preset.student, distill, preset.train_student, 0, "auto", keep if live else None)
-    write_stage(tmp_path / "targets", "targets", preset.targets)
+    write_stage(tmp_path / "targets", "targets", preset.keep)
     write_stage(tmp_path / "student", "distill", made_with, targets="targets")
     report = {
         "ndcg@10": 0.2,
@@ -142,7 +142,7 @@ def test_answers_that_a_student_has_not_learnt_from_are_refused(tmp_path):
     preset = PRESETS["movielens-1m"]
     made_with = (preset.student, preset.distill, preset.train_student, 0, "auto", None)
     write_stage(tmp_path / "student", "distill", made_with, targets="of another")
-    write_stage(tmp_path / "targets", "targets", preset.targets)
+    write_stage(tmp_path / "targets", "targets", preset.keep)
     with pytest.raises(ValueError, match="has learnt from other answers: give its own"):
         compression.flags_of(tmp_path / "student", tmp_path / "targets", preset)
 

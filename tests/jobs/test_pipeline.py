@@ -18,6 +18,7 @@ from jobs.presets import PRESETS
 from recsys.checkpoint import load_weights, verify_model
 from recsys.data.schema import PrepareConfig
 from recsys.data.synthetic import SyntheticConfig
+from recsys.distill.objective import DistillConfig
 from recsys.files import read_json
 from recsys.search.space import SearchConfig
 from recsys.serve.recommender import Recommender
@@ -74,6 +75,13 @@ def test_flags_of_the_log_and_the_split_reach_the_preparation():
     assert seen[0].split == "global-time-cut"
     with pytest.raises(ValueError, match="item table without a log"):
         pipeline._with_flags(replace(seen[0], preset=PRESETS["quickstart"], items="b.csv"))
+
+
+def test_what_distillation_would_refuse_is_refused_before_a_teacher_is_trained(tmp_path):
+    asked = replace(small_preset(0), distill=DistillConfig(soft="probabilities"))
+    with pytest.raises(ValueError, match="write them with --keep"):
+        pipeline.run(pipeline.Pipeline(preset=asked, output=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_results_are_kept_by_a_command(run_directory, tmp_path, monkeypatch):
