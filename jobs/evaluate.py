@@ -68,7 +68,6 @@ def run(job: Evaluate) -> dict[str, Any]:
         **accuracy(ranking, dataset, job.split, seed=job.seed, keep_seen=job.keep_seen),
         **cost(job.model, dataset, job.split),
     }
-    update_report(job.model, report)
     rows = [*(_baselines(job, dataset) if job.baselines else []), row(config["role"], report)]
     print(table(rows))
     repeats = report["num_repeat_targets"]
@@ -81,6 +80,7 @@ def run(job: Evaluate) -> dict[str, Any]:
                 f"  {part['num_users']:,} targets are {what}: NDCG@10 {part['ndcg@10']:.4f}, "
                 f"HR@10 {part['hr@10']:.4f}"
             )
+    update_report(job.model, report)  # last: what was measured is shown where none can be written
     print(f"evaluate: {job.model / REPORT}")
     return report
 

@@ -11,7 +11,7 @@ from jobs.command import command
 from jobs.on_ray import start_ray
 from jobs.presets import Preset
 from recsys.data.movielens import FILES
-from recsys.data.read import identify, list_files
+from recsys.data.read import identify, list_files, other_files
 from recsys.data.schema import PrepareConfig
 from recsys.data.split import GlobalTimeCut, LeaveOneOut
 from recsys.files import read_json, run_stage
@@ -84,6 +84,9 @@ def _contents(config: PrepareConfig) -> dict[str, str]:
         files = [str(folder / name) for name in FILES] if folder.is_dir() else locations
     else:
         files = [file for location in locations for file in list_files(location)]
+        for location in locations:
+            if others := other_files(location):
+                print(f"  {location}: {len(others)} of no known format left out: {others[0]} ...")
     for encoder in config.content.encoders.values():
         if Path(encoder).is_dir():  # else a name on the hub
             files += [str(path) for path in sorted(Path(encoder).iterdir()) if path.is_file()]

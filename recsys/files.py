@@ -68,7 +68,10 @@ def fingerprint(directory: Path) -> str:
             f"there is no finished {directory.name} in {directory.parent}: run the command that "
             "writes it first, or say where it is"
         )
-    return read_json(directory / STAGE_FILE)["fingerprint"]
+    record = read_json(directory / STAGE_FILE)
+    if not (isinstance(record, dict) and isinstance(record.get("fingerprint"), str)):
+        raise ValueError(f"{directory / STAGE_FILE} is not of a stage of recsys: make it anew")
+    return record["fingerprint"]
 
 
 def run_stage(
@@ -95,9 +98,12 @@ def run_stage(
 
     Raises:
         ValueError: `output` is a URI; stages rename directories, which object stores cannot. Or it
-            holds what no stage has written. Or another process is writing it.
+            is a file, or it or `<output>.partial` holds what no stage has written. Or another
+            process is writing it.
     """
     _refuse_uri(output)
+    if output.is_symlink():  # the directory that it names is replaced, not the link
+        output = output.resolve()
     _refuse_foreign(output)
     prints = {key: fingerprint(v) if isinstance(v, Path) else v for key, v in inputs.items()}
     record = {
@@ -162,11 +168,12 @@ def _only_writer(output: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _discard(directory: Path, patterns: Sequence[str]) -> None:
+    """Deletes what matches; another process may be about the same."""
     for path in [path for pattern in patterns for path in directory.glob(pattern)]:
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _refuse_uri(output: Path) -> None:
@@ -178,6 +185,10 @@ def _refuse_uri(output: Path) -> None:
 
 
 def _refuse_foreign(output: Path) -> None:
+    if not output.name:
+        raise ValueError(f"{output} cannot be replaced by a stage: name a directory below it")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file, and a stage writes a directory: name another")
     if output.exists() and not (output / STAGE_FILE).exists() and any(output.iterdir()):
         raise ValueError(
             f"{output} holds what is not of one stage, and would be replaced: name a directory of "
@@ -193,17 +204,29 @@ def _open_partial(output: Path, expected: str) -> Path:
     partial = output.with_name(output.name + ".partial")
     marker = partial / MARKER
     if partial.exists() and not (marker.exists() and read_json(marker) == expected):
-        shutil.rmtree(partial)
+        if not marker.exists() and any(path.name != f"{MARKER}.tmp" for path in partial.iterdir()):
+            raise ValueError(f"{partial} is in the way, and no stage has begun it: move it away")
+        _set_aside(partial, output)
+        shutil.rmtree(_aside(output), ignore_errors=True)
     partial.mkdir(exist_ok=True)
     write_json(marker, expected)
     return partial
 
 
 def _replace(partial: Path, output: Path) -> None:
-    old = output.with_name(output.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if output.exists():
-        output.rename(old)
+        _set_aside(output, output)
     partial.rename(output)
     (output / MARKER).unlink()
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_aside(output), ignore_errors=True)  # also what a killed process left there
+
+
+def _set_aside(directory: Path, output: Path) -> None:
+    """Renames what is no longer wanted, so that a kill leaves no half of it."""
+    shutil.rmtree(_aside(output), ignore_errors=True)
+    directory.rename(_aside(output))
+
+
+def _aside(output: Path) -> Path:
+    """Returns where it goes: hidden, where nobody else has put anything."""
+    return output.with_name(f".{output.name}.replaced")

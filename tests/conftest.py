@@ -94,7 +94,7 @@ def store_targets():
             directory,
             name="targets",
             config=config,
-            inputs={},
+            inputs={"dataset": dataset.path},
             build=lambda path: write_targets(teacher, dataset, path, config),
         )
         return directory

@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,7 @@ def test_one_after_the_other_holds_a_lock(tmp_path):
     count.write_text("0")
     script = """
 import sys
+from functools import partial
 from pathlib import Path
 from recsys.files import alone
 lock, count = map(Path, sys.argv[1:])
@@ -181,6 +183,105 @@ def test_what_no_stage_has_written_is_not_replaced(tmp_path):
     with pytest.raises(ValueError, match="a directory of its own"):
         run_stage(tmp_path / "run", name="toy", config=1, inputs={}, build=print)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["teacher"]
+
+
+def test_what_lies_beside_an_output_is_nobody_elses(tmp_path):
+    for name in ("out.old", "out.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").touch()
+    run = partial(run_stage, tmp_path / "out", name="toy", inputs={}, build=lambda _: None)
+    with pytest.raises(ValueError, match="no stage has begun it"):
+        run(config=1)
+    (tmp_path / "out.partial").rename(tmp_path / "elsewhere")
+    assert run(config=1)
+    assert run(config=2)
+    assert (tmp_path / "out.old" / "precious").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".out.lock",
+        "elsewhere",
+        "out",
+        "out.old",
+    }
+
+
+def test_what_a_kill_left_of_a_beginning_is_not_in_the_way(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "inputs.json.tmp").write_text('"half')
+    assert run_stage(tmp_path / "out", name="toy", config=1, inputs={}, build=lambda _: None)
+
+
+def test_a_kill_between_two_renames_loses_nothing_and_leaves_nothing(tmp_path, monkeypatch):
+    output = tmp_path / "out"
+
+    def run(config):
+        def build(directory: Path) -> None:
+            (directory / "result").write_text(f"{config}")
+
+        return run_stage(output, name="toy", config=config, inputs={}, build=build)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    assert run(1)
+    rename = Path.rename
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", lambda a, b: killed() if b == output else rename(a, b))
+        with pytest.raises(KeyboardInterrupt):
+            run(2)
+    assert (tmp_path / ".out.replaced" / "result").read_text() == "1"
+    assert run(2)
+    assert (output / "result").read_text() == "2"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.lock"}
+
+
+def test_a_kill_while_other_work_is_deleted_leaves_no_half_of_it(tmp_path, monkeypatch):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "inputs.json").write_text('"other"')
+    (tmp_path / "out.partial" / "part").touch()
+
+    def killed(path, **_):
+        (path / "inputs.json").unlink(missing_ok=True)
+        if path.exists():
+            raise KeyboardInterrupt
+
+    def run():
+        return run_stage(tmp_path / "out", name="toy", config=1, inputs={}, build=lambda _: None)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("recsys.files.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert run()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["stage.json"]
+
+
+def test_a_link_stays_and_what_it_names_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "out"
+    link.symlink_to(tmp_path / "disk" / "real")
+    for config in (1, 2):
+
+        def build(directory: Path, config=config) -> None:
+            (directory / "result").write_text(f"{config}")
+
+        assert run_stage(link, name="toy", config=config, inputs={}, build=build)
+    assert link.is_symlink()
+    assert (tmp_path / "disk" / "real" / "result").read_text() == "2"
+
+
+def test_a_file_or_no_name_at_all_is_no_output(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        run_stage(tmp_path / "file", name="toy", config=1, inputs={}, build=print)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="name a directory below it"):
+        run_stage(Path(), name="toy", config=1, inputs={}, build=print)
+
+
+def test_a_record_of_something_else_is_no_stage(tmp_path):
+    (tmp_path / "stage.json").write_text('{"act": 1}')
+    with pytest.raises(ValueError, match="not of a stage"):
+        fingerprint(tmp_path)
 
 
 def test_an_empty_folder_is_filled(tmp_path):

@@ -93,14 +93,15 @@ def compare(
         items_BK, _ = exported.top_k(batch, LIST_LENGTH)
         scores_BV = exported.scores(batch)
         expected_BV = score(batch)
-        difference = max(difference, float(np.abs(scores_BV - expected_BV)[:, 1:].max()))
-        largest = max(largest, float(np.abs(expected_BV[:, 1:]).max()))
+        # NumPy's maximum keeps a NaN, Python's does not.
+        difference = np.maximum(difference, np.abs(scores_BV - expected_BV)[:, 1:].max())
+        largest = np.maximum(largest, np.abs(expected_BV[:, 1:]).max())
         history_BL, _ = pad_histories(batch, model.config.max_length)
         overlaps.append(_overlap(items_BK, expected_BV, history_BL))
     return {
         "top10_overlap": float(np.concatenate(overlaps).mean()),
-        "max_score_difference": difference,
-        "relative_score_difference": difference / largest if largest else difference,
+        "max_score_difference": float(difference),
+        "relative_score_difference": float(difference / largest if largest else difference),
     }
 
 

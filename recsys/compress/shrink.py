@@ -21,6 +21,7 @@ from recsys.compress import (
 from recsys.compress.package import calibration_histories
 from recsys.compress.prune import rebuilt
 from recsys.data.sequences import Dataset
+from recsys.evaluate.report import check_catalogue
 from recsys.models import StudentConfig, load_model, save
 from recsys.models.ensemble import Ensemble
 from recsys.models.interface import SequenceModel
@@ -46,16 +47,20 @@ def write_initial(
         to, why.
 
     Raises:
-        ValueError: it is to start as the teacher and cannot.
+        ValueError: it is to start as the teacher and cannot, or the teacher is damaged or of other
+            items.
     """
     if start == "fresh":
         return None, ""
+    check_catalogue(teacher, dataset)
+    whole = load_model(teacher)
     try:
-        student = shrink(load_model(teacher), config, histories=calibration_histories(dataset))
+        require_part(whole, config)
     except ValueError as error:
         if start == "teacher":
             raise
         return None, str(error)
+    student = shrink(whole, config, histories=calibration_histories(dataset))
     origin = Origin(role="student")
     save(student, directory / INITIAL, items=dataset.path / ITEMS, origin=origin)
     return directory / INITIAL, ""

@@ -97,7 +97,7 @@ def build_dataset(
         raise ValueError("no interaction is left after cleaning: see k_core, min_length, the log")
     table = _in_order(tables)
     known = item_table[ITEM] if config.keep_unseen_items and item_table is not None else table[ITEM]
-    item_ids = pc.unique(known).sort()
+    item_ids = pc.unique(known).cast(pa.string()).sort()
     cuts = cut_times(config.split, table[TIME].to_numpy())
     cold_N = cold_items(len(item_ids), config.cold_items, config.cold_seed)
     sequences = [

@@ -17,8 +17,8 @@ LARGEST = 2.0**62
 SHOWN = 300  # characters of a bad row
 CLEAN = pa.schema(
     {
-        USER: pa.string(),
-        ITEM: pa.string(),
+        USER: pa.large_string(),  # of one log there may be more than 2 GiB
+        ITEM: pa.large_string(),
         TIME: pa.int64(),
         FRACTION: pa.float64(),
         ORDER: pa.float64(),
@@ -96,6 +96,9 @@ def parse_times(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
     and what was rounded off."""
     array = column.combine_chunks()
     if pa.types.is_integer(array.type):
+        if pa.types.is_uint64(array.type):  # what no int64 holds is no time
+            fits = pc.less_equal(array, pa.scalar(2**63 - 1, pa.uint64()))
+            array = pc.if_else(fits, array, pa.scalar(None, pa.uint64()))
         return array.cast(pa.int64()), pa.array(np.zeros(len(array)))
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
         moments = array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
@@ -109,7 +112,7 @@ def parse_times(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
 def _parse_text(array: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Returns what `parse_times` does, of numbers and ISO 8601 dates written out."""
     text = pc.utf8_trim_whitespace(array)
-    exact = pc.fill_null(pc.match_substring_regex(text, r"^[+-]?[0-9]{1,18}$"), False)
+    exact = pc.fill_null(pc.match_substring_regex(text, r"^-?[0-9]{1,18}$"), False)
     integers = pc.if_else(exact, text, "0").cast(pa.int64()).to_numpy(zero_copy_only=False)
     is_exact = np.asarray(exact)
     whole, fraction, usable = integers.copy(), np.zeros(len(text)), is_exact.copy()

@@ -1,6 +1,8 @@
 """Reading logs and tables in any of three formats, from any file system that Arrow knows."""
 
+import csv
 import io
+import itertools
 import json
 import math
 from collections.abc import Hashable, Iterator, Sequence
@@ -16,6 +18,7 @@ from pyarrow import fs
 from recsys.files import sha256
 
 BATCH_ROWS = 100_000
+HEAD_ROWS = 1_000  # of JSON Lines: a column that none of them has is not there
 MALFORMED = "malformed"  # column of a batch: the text of a row that could not be read
 NO_ROW = object()  # key of that text, which no JSON object has
 PARQUET, CSV, JSON_LINES = (".parquet", ".pq"), (".csv",), (".jsonl", ".ndjson", ".json")
@@ -34,15 +37,24 @@ def list_files(location: str) -> list[str]:
         raise ValueError(f"{location} does not exist")
     if info.type == fs.FileType.File:
         return [location]
-    children = system.get_file_info(fs.FileSelector(path, recursive=True))
-    files = sorted(
-        child.path
-        for child in children
-        if child.type == fs.FileType.File and _kind(child.path) and not _is_hidden(child.path, path)
-    )
+    files = [file for file in _visible_files(system, path) if _kind(file)]
     if not files:
         raise ValueError(f"{location} holds no .parquet, .csv or .jsonl file")
     return [_with_path(location, path, file) for file in files]
+
+
+def other_files(location: str) -> list[str]:
+    """Returns the names of what else lies in a folder and is not hidden, which nobody reads."""
+    system, path = _open(location)
+    if system.get_file_info(path).type != fs.FileType.Directory:
+        return []
+    return [PurePosixPath(file).name for file in _visible_files(system, path) if not _kind(file)]
+
+
+def _visible_files(system: fs.FileSystem, folder: str) -> list[str]:
+    children = system.get_file_info(fs.FileSelector(folder, recursive=True))
+    files = (child.path for child in children if child.type == fs.FileType.File)
+    return sorted(file for file in files if not _is_hidden(file, folder))
 
 
 def _is_hidden(file: str, folder: str) -> bool:
@@ -80,9 +92,9 @@ def check_file(location: str, columns: Sequence[str]) -> None:
         raise ValueError(f"{location} is empty")
     try:
         names = _column_names(location)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{location} cannot be read ({_first_line(error)})") from None
-    if names is None:
+    if not names:
         return
     missing = [column for column in columns if column not in names]
     if missing:
@@ -105,7 +117,7 @@ def read_batches(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     readers = {PARQUET: _read_parquet, CSV: _read_csv, JSON_LINES: _read_json_lines}
     try:
         yield from readers[_known_kind(location)](location, columns)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{location} cannot be read ({_first_line(error)})") from None
 
 
@@ -131,7 +143,7 @@ def read_table(location: str, text_columns: Sequence[str] = ()) -> pa.Table:
         check_file(file, text_columns)
         try:
             tables += _read_whole(file, text_columns)
-        except (pa.ArrowException, TypeError, OverflowError, OSError) as error:
+        except (pa.ArrowException, UnicodeError, TypeError, OverflowError, OSError) as error:
             raise ValueError(f"{file} cannot be read ({_first_line(error)})") from None
     if not tables:
         raise ValueError(f"{location} holds no rows")
@@ -164,8 +176,9 @@ def _known_kind(location: str) -> tuple[str, ...]:
     return kind
 
 
-def _column_names(location: str) -> list[str] | None:
-    """Returns the names in a file's head; none for JSON Lines, whose rows may differ."""
+def _column_names(location: str) -> list[str]:
+    """Returns the names in a file's head; of JSON Lines, whose rows may differ, those of its first
+    rows."""
     kind = _known_kind(location)
     system, path = _open(location)
     if kind is PARQUET:
@@ -176,14 +189,25 @@ def _column_names(location: str) -> list[str] | None:
             # The reader is already at the rows of the first block.
             parse = pyarrow.csv.ParseOptions(invalid_row_handler=lambda row: "skip")
             return pyarrow.csv.open_csv(stream, parse_options=parse).schema.names
-    return None
+    with system.open_input_stream(path) as stream:
+        rows = [_parse_line(line) for line in itertools.islice(_lines(stream), HEAD_ROWS)]
+    return list(dict.fromkeys(name for row in rows for name in row if name is not NO_ROW))
 
 
 def _read_parquet(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     system, path = _open(location)
     with system.open_input_file(path) as file:
         for batch in _parquet(file).iter_batches(BATCH_ROWS, columns=list(columns)):
-            yield pa.Table.from_batches([batch])
+            yield _without_views(pa.Table.from_batches([batch]))
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """Returns the table with views of texts as texts: Arrow cannot take rows of them."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type):
+            texts = table.column(place).cast(pa.large_string())
+            table = table.set_column(place, field.name, texts)
+    return table
 
 
 def _parquet(file: Any) -> pq.ParquetFile:
@@ -204,11 +228,62 @@ def _read_csv(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         strings_can_be_null=True,
     )
     parse = pyarrow.csv.ParseOptions(invalid_row_handler=keep, newlines_in_values=True)
+    num_rows = 0
     with system.open_input_stream(path) as stream:
-        for batch in pyarrow.csv.open_csv(stream, parse_options=parse, convert_options=convert):
-            yield pa.Table.from_batches([batch])
+        file = _Counted(stream)
+        try:
+            for batch in pyarrow.csv.open_csv(file, parse_options=parse, convert_options=convert):
+                num_rows += len(batch)
+                yield pa.Table.from_batches([batch])
+        except pa.ArrowInvalid:
+            _check_quotes(location)
+            raise
+    if file.may_swallow(num_rows + len(malformed)):
+        _check_quotes(location)
     if malformed:
         yield pa.table({MALFORMED: malformed})
+
+
+class _Counted:
+    """A stream that counts the quotes and line breaks that are read from it."""
+
+    closed = False
+
+    def __init__(self, stream: Any):
+        self.stream, self.num_quotes, self.num_lines = stream, 0, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.num_quotes += data.count(b'"')
+        self.num_lines += data.count(b"\n")
+        return data
+
+    def may_swallow(self, num_rows: int) -> bool:
+        """Whether a quote may have taken rows in: one is single, or there are lines beside the rows
+        and their names."""
+        return bool(self.num_quotes) and (self.num_quotes % 2 > 0 or self.num_lines > num_rows + 1)
+
+
+def _check_quotes(location: str) -> None:
+    """Checks that no quote swallows rows, which Arrow takes for one value of many lines.
+
+    Raises:
+        ValueError: one is not closed, or is where no value ends.
+    """
+    system, path = _open(location)
+    with system.open_input_stream(path) as stream:
+        text = io.TextIOWrapper(
+            io.BufferedReader(stream), encoding="utf-8", errors="replace", newline=""
+        )
+        rows, first = csv.reader(text, strict=True), 1
+        try:
+            for _ in rows:
+                first = rows.line_num + 1
+        except csv.Error as error:
+            raise ValueError(
+                f"{location}: the quotes of the row that begins in line {first:,} do not match, and "
+                f"take in what follows ({error}); mend it"
+            ) from None
 
 
 def _read_json_lines(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -238,20 +313,32 @@ def _read_whole(location: str, text_columns: Sequence[str]) -> list[pa.Table]:
             column_types={column: pa.string() for column in text_columns}
         )
         parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-        return [pyarrow.csv.read_csv(stream, parse_options=parse, convert_options=convert)]
+        file = _Counted(stream)
+        table = pyarrow.csv.read_csv(file, parse_options=parse, convert_options=convert)
+    if file.may_swallow(len(table)):
+        _check_quotes(location)
+    return [table]
 
 
 def _lines(stream: Any) -> Iterator[str]:
-    text = io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", errors="replace")
+    """Returns the lines that are not blank; bytes that are not UTF-8 as surrogates."""
+    text = io.TextIOWrapper(
+        io.BufferedReader(stream), encoding="utf-8-sig", errors="surrogateescape"
+    )
     return (line for line in text if line.strip())
 
 
 def _parse_line(line: str) -> dict:
     try:
+        line.encode()
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+        if "\\u" in line:  # else no surrogate can be in it
+            json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):  # of them, what is no JSON and what is no UTF-8
         row = None
-    return row if isinstance(row, dict) else {NO_ROW: line.strip()}
+    if isinstance(row, dict):
+        return row
+    return {NO_ROW: line.strip().encode(errors="surrogateescape").decode(errors="replace")}
 
 
 def _as_table(rows: list[dict], columns: Sequence[str]) -> pa.Table:
@@ -287,10 +374,13 @@ def _texts(rows: list[dict], name: Hashable) -> pa.Array:
 
 
 def _as_text(value: Any) -> str | None:
+    """Returns an id or a time as text; none for what is neither."""
     if isinstance(value, float) and not math.isfinite(value):
         return None  # as json.dump writes what is missing
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, bool | list | dict):
+        return None
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 

@@ -56,6 +56,8 @@ class Dataset:
             ValueError: it is not a dataset, is of a newer schema, or a file is damaged.
         """
         manifest = read_json(path / MANIFEST)
+        if not (isinstance(manifest, dict) and isinstance(manifest.get("schema_version"), int)):
+            raise ValueError(f"{path / MANIFEST} is not of a dataset of recsys: prepare one")
         if manifest["schema_version"] > SCHEMA_VERSION:
             raise ValueError(f"{path} was written by a newer recsys: install that, or prepare anew")
         try:

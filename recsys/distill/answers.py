@@ -47,7 +47,8 @@ class TargetsConfig:
 
 
 class Answers(NamedTuple):
-    """What the teacher says at N positions; log-probabilities are of a softmax over all items."""
+    """What the teacher says at N positions; log-probabilities are of a softmax over all items or,
+    where seen ones are left out, over what is new to the user and the target."""
 
     items_NK: Tensor
     """Its best items, best first, int64."""
@@ -131,6 +132,10 @@ def ask(
             scores_NV.scatter_(1, seen, LEFT_OUT)
         scores_NV[:, PADDING] = -torch.inf
         normalizers_N = scores_NV.logsumexp(dim=-1)
+        if config.leave_out_seen:  # a target that is a repeat takes part, as in the student's loss
+            repeats_N = scores_NV.gather(1, targets[:, None])[:, 0] <= LEFT_OUT
+            with_target_N = torch.logaddexp(normalizers_N, target_scores_N1[:, 0])
+            normalizers_N = torch.where(repeats_N, with_target_N, normalizers_N)
         scores_NK, items_NK = scores_NV.topk(top_k, dim=-1)
         sampled_scores_NM = scores_NV.scatter_(1, items_NK, LEFT_OUT).gather(1, sampled)
         scores = (scores_NK, target_scores_N1[:, 0], sampled, sampled_scores_NM)
@@ -162,11 +167,26 @@ class LiveTeacher:
 
     @cached_property
     def model(self) -> SequenceModel:
-        """Loaded where it is first used, so that the teacher can be sent to workers."""
-        return load_model(self.directory)
+        """Loaded where it is first used, so that the teacher can be sent to workers.
+
+        That must not move the random state of the step in which it is, which is one step if a run
+        is killed and goes on, and another if not.
+        """
+        with torch.random.fork_rng(devices=[]):
+            return load_model(self.directory)
 
     def answers(self, batch: TensorBatch) -> Answers:
-        """Returns the answers at the batch's training positions, in order."""
+        """Returns the answers at the batch's training positions, in order.
+
+        Raises:
+            ValueError: histories in the batch are longer than the teacher has learned to read.
+        """
+        length, most = int(batch.inputs.positions_BL.max()) + 1, self.model.config.max_length
+        if length > most:
+            raise ValueError(
+                f"the student reads {length} events and its teacher {most}: give --model.max-length"
+                f" {most}, or leave --live out"
+            )
         self.model.to(batch.rows_BL.device)
         with torch.autocast(batch.rows_BL.device.type, enabled=False):
             return ask(self.model, batch, self.config).answers()

@@ -56,7 +56,8 @@ def ranking(student_NK: Tensor) -> Tensor:
     """
     ranks_K = torch.arange(student_NK.shape[1], device=student_NK.device)
     weights_K = (-ranks_K / RANK_DECAY).softmax(dim=0)
-    return -(weights_K * functional.logsigmoid(student_NK)).sum(dim=-1)
+    logs_NK = functional.logsigmoid(student_NK).masked_fill(student_NK <= LEFT_OUT, 0)
+    return -(weights_K * logs_NK).sum(dim=-1)
 
 
 def relaxed_ranking(student_NK: Tensor, tail_NM: Tensor | None = None) -> Tensor:
@@ -72,7 +73,7 @@ def relaxed_ranking(student_NK: Tensor, tail_NM: Tensor | None = None) -> Tensor
     remaining_NK = student_NK.flip(1).logcumsumexp(dim=1).flip(1)
     if tail_NM is not None:
         remaining_NK = torch.logaddexp(remaining_NK, tail_NM.logsumexp(dim=1, keepdim=True))
-    return (remaining_NK - student_NK).mean(dim=-1)
+    return (remaining_NK - student_NK).masked_fill(student_NK <= LEFT_OUT, 0).mean(dim=-1)
 
 
 def item_ranking(student_NI: Tensor, teacher_NI: Tensor, num_best: int) -> Tensor:

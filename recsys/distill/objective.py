@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from recsys.config import require_at_least
+from recsys.data.sequences import Dataset
 from recsys.distill import losses
 from recsys.distill.answers import CHUNK, Answers, LiveTeacher, TargetsConfig, Teacher
-from recsys.distill.targets import Targets, kept
+from recsys.distill.targets import Targets, kept, require_dataset
+from recsys.evaluate.report import check_catalogue
 from recsys.losses import (
     LEFT_OUT,
     PADDING,
@@ -237,15 +239,23 @@ class Distillation:
 
         Args:
             source: the directory of targets, or a teacher.
-            dataset: what is trained on; needed for `num_negatives` only.
+            dataset: what is trained on, to check that the source speaks of it, and to draw
+                negatives.
 
         Raises:
-            ValueError: the answers do not hold what the loss reads, or there is no dataset to count
-                items in.
+            ValueError: the answers do not hold what the loss reads, or are of another dataset, or
+                there is no dataset to count items in.
         """
         if config.num_negatives and dataset is None:
             raise ValueError("items are drawn by their counts: num_negatives needs the dataset")
-        config.require(source.config if isinstance(source, LiveTeacher) else kept(source))
+        if isinstance(source, LiveTeacher):
+            config.require(source.config)
+            if dataset:
+                check_catalogue(source.directory, Dataset.open(dataset))
+        else:
+            config.require(kept(source))
+            if dataset:
+                require_dataset(source, dataset)
         # Absolute: workers start in a directory of their own.
         self.source = source.resolve() if isinstance(source, Path) else source
         self.dataset = dataset and dataset.resolve()
@@ -342,6 +352,7 @@ class Distillation:
         """Returns the loss of each position by what the student says of the listed items only."""
         config, answers, items_NK = self.config, at.answers, at.answers.items_NK
         student_NK, teacher_NK = at.scores(items_NK), answers.logs_NK
+        student_NK = student_NK.masked_fill(~at.is_new_NK, LEFT_OUT)
         match config.soft:
             case "reverse-kl":
                 return losses.reverse_kl(student_NK, teacher_NK, config.temperature)
@@ -370,7 +381,6 @@ class Distillation:
                 known_NJ = (own_NJ[:, :, None] == items_NK[:, None]).any(dim=-1)
                 rest_N = (1 - teacher_NK.exp().sum(dim=-1)).clamp_min(1e-6)
                 rest_N = (rest_N / max(at.num_items - items_NK.shape[1], 1)).log()
-                student_NK = student_NK.masked_fill(~at.is_new_NK, LEFT_OUT)
                 return losses.union(student_NK, teacher_NK, at.scores(own_NJ), known_NJ, rest_N)
             case _:
                 raise AssertionError(f"{config.soft} is not about listed items only")
@@ -416,16 +426,15 @@ def _distribution(at: _Positions, config: DistillConfig) -> tuple[Tensor, Tensor
     sample is on average that over the catalogue, but for what is listed anyway.
     """
     answers = at.answers
+    # What is not new must not be a label, which would bring it back.
+    items_NK = torch.where(at.is_new_NK, answers.items_NK, at.targets_N[:, None])
     if config.soft == "kl":
-        # What is not new must not be a label, which would bring it back.
-        items_NK = torch.where(at.is_new_NK, answers.items_NK, at.targets_N[:, None])
         return items_NK, (answers.logs_NK / config.temperature).softmax(dim=-1)
     stands_for = at.num_items / answers.sampled_NM.shape[1]
     shares_NJ = [answers.logs_NK.exp(), answers.sampled_logs_NM.exp() * stands_for]
-    # What does not count must not be a label, which would bring seen items back.
     masked_NM = answers.sampled_logs_NM.isneginf()
-    sampled_NM = torch.where(masked_NM, answers.items_NK[:, :1], answers.sampled_NM)
-    items_NJ = torch.cat([answers.items_NK, sampled_NM], dim=1)
+    sampled_NM = torch.where(masked_NM, items_NK[:, :1], answers.sampled_NM)
+    items_NJ = torch.cat([items_NK, sampled_NM], dim=1)
     return items_NJ, torch.cat(shares_NJ, dim=1)
 
 

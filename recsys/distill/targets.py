@@ -20,7 +20,7 @@ from recsys.config import from_json
 from recsys.data.batches import Batch, Window, empty_batch, fill_row, first_rows, pack
 from recsys.data.sequences import Dataset
 from recsys.distill.answers import Answers, Scores, TargetsConfig, ask
-from recsys.files import STAGE_FILE, read_json
+from recsys.files import STAGE_FILE, fingerprint, read_json
 from recsys.models.interface import SequenceModel
 from recsys.train.objective import TensorBatch, to_tensors
 
@@ -184,6 +184,20 @@ def kept(directory: Path) -> TargetsConfig:
     if stage.get("stage") != "targets":
         raise ValueError(f"{directory} holds no targets; run jobs.distill")
     return from_json(TargetsConfig, stage["config"])
+
+
+def require_dataset(directory: Path, dataset: Path) -> None:
+    """Checks that targets are of a dataset: they are found by the number of a training position.
+
+    Raises:
+        ValueError: they are of another one.
+    """
+    made_from = read_json(directory / STAGE_FILE)["inputs"]["dataset"]
+    if made_from != fingerprint(dataset):
+        raise ValueError(
+            f"{directory} holds what a teacher said of another dataset than {dataset}: run "
+            "jobs.distill again"
+        )
 
 
 class Targets:

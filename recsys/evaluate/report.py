@@ -136,7 +136,7 @@ def check_catalogue(directory: Path, dataset: Dataset) -> None:
     if not ids.equals(dataset.item_ids):
         raise ValueError(
             f"{directory} and {dataset.path} have different items: "
-            "evaluate a model on the dataset that it was trained on"
+            "a model goes with the dataset that it was trained on"
         )
 
 

@@ -143,8 +143,12 @@ def fit(
     Args:
         checkpoints: where the run keeps its state, or a directory for it.
         bar: where the progress bar goes; none for a terminal, if there is one.
+
+    Raises:
+        ValueError: there is nothing to train on, or nothing to choose or measure a model by.
     """
     dataset = Dataset.open(task.dataset)
+    _require_targets(dataset)
     model = start_model(task, dataset)
     if isinstance(checkpoints, Path):
         checkpoints = FileCheckpoints(checkpoints)
@@ -164,6 +168,16 @@ def fit(
     )
     finish_model(model)
     return Fitted(model, *trained)
+
+
+def _require_targets(dataset: Dataset) -> None:
+    """Checks now what would end a training of hours at its end."""
+    for split in ("validation", "test"):
+        if not len(dataset.targets(split)[0]):
+            raise ValueError(
+                f"{dataset.path} has no event for {split}: a user needs three events or, where the "
+                "split is at two moments, there must be some before, between and after both"
+            )
 
 
 def validation_ndcg(

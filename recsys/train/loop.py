@@ -187,6 +187,8 @@ class _Run:
         last = self.epoch == self.config.epochs
         if last or self.epoch % self.config.evaluate_every == 0:
             self._evaluate(loss)
+        elif self.step % self.config.checkpoint_every == 0:
+            self._save({"loss": loss})
 
     def _step(self, batch: TensorBatch, num_targets: int) -> Tensor:
         torch.manual_seed((self.config.seed << 40) + (self.workers.rank << 32) + self.step)

@@ -183,6 +183,11 @@ class LossConfig:
         for name in ("popularity_power", "calibration", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
+        if self.label_smoothing and self.kind != "softmax":
+            raise ValueError(
+                f"labels of {self.kind} are not smoothed: leave out one of --loss.kind and "
+                "--loss.label-smoothing"
+            )
         if self.label_smoothing and self.leave_out_seen:
             raise ValueError(
                 "labels are smoothed over seen items, too: add --loss.no-leave-out-seen"

@@ -304,6 +304,20 @@ def test_weights_that_are_no_numbers_are_refused(histories, tmp_path: Path):
         export_onnx(model, tmp_path, histories=histories, precision="int8")
 
 
+def test_one_score_that_is_no_number_is_refused(histories, tmp_path: Path, monkeypatch):
+    """Of an item that is in no list, too."""
+    scores = OnnxModel.scores
+
+    def broken(self, histories, times=None):
+        scores_BV = scores(self, histories)
+        scores_BV[np.arange(len(scores_BV)), scores_BV[:, 1:].argmin(axis=1) + 1] = np.nan
+        return scores_BV
+
+    monkeypatch.setattr(OnnxModel, "scores", broken)
+    with pytest.raises(ValueError, match="disagrees"):
+        export_onnx(make(CONFIG), tmp_path, histories=histories)
+
+
 def test_export_without_histories_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="at least one history"):
         export_onnx(make(CONFIG), tmp_path, histories=[])

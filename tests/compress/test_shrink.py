@@ -92,3 +92,6 @@ def test_a_student_starts_as_its_teacher_where_it_can(dataset, dataset_directory
         assert not why_not
     with pytest.raises(ValueError, match="only a transformer"):
         initial("teacher", GRUConfig(width=8))
+    (tmp_path / "teacher" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="damaged"):
+        initial("auto", CONFIG)

@@ -99,3 +99,10 @@ def test_rows_that_are_no_rows_are_shown():
     rows = clean(pa.table({MALFORMED: ["a,b"]}), PrepareConfig(), first_place=0, known_items=None)
     assert rows["problem"].to_pylist() == ["row cannot be read"]
     assert rows["row"].to_pylist() == ["a,b"]
+
+
+def test_times_with_a_sign_and_beyond_64_bits():
+    times, _ = parse_times(pa.chunked_array([["+5", "-5", "+5.5"]]))
+    assert times.to_pylist() == [5, -5, 5]
+    times, _ = parse_times(pa.chunked_array([pa.array([7, 2**63], pa.uint64())]))
+    assert times.to_pylist() == [7, None]

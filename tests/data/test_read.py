@@ -12,6 +12,7 @@ from recsys.data.read import (
     check_file,
     identify,
     list_files,
+    other_files,
     read_batches,
     read_table,
 )
@@ -173,3 +174,78 @@ def test_what_json_writes_for_missing_is_missing_and_a_field_may_be_called_malfo
     path = tmp_path / "log.jsonl"
     path.write_text('{"user_id": NaN, "item_id": "i1", "malformed": "no"}\n')
     assert _rows(path) == [{"user_id": None, "item_id": "i1"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('u1,i1,a\nu2,i2,"b\n' + "u3,i3,c\n" * 50, 3),  # never closed
+        ('u1,i1,"a\nu2,i2,b\nu3,i3,"c"\nu4,i4,d\n', 2),  # closed by what another row opens
+    ],
+)
+def test_a_quote_that_takes_rows_in_is_told(tmp_path, text, line):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,note\n" + text)
+    with pytest.raises(ValueError, match=rf"log.csv: the quotes .* begins in line {line} do not"):
+        list(read_batches(str(path), COLUMNS))
+    with pytest.raises(ValueError, match=rf"begins in line {line} do not match"):
+        read_table(str(path), ["item_id"])
+
+
+def test_quotes_and_line_breaks_in_their_place_are_read(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text('user_id,item_id,note\n"u1","i1","say ""two\n\nlines"""\nu2,,5" screen\n')
+    assert _rows(path) == ROWS
+
+
+def test_a_quote_that_takes_in_more_than_arrow_reads_at_once_is_told(tmp_path):
+    path = tmp_path / "log.csv"
+    rows = "u3,i3,some more\n" * 200_000
+    path.write_text('user_id,item_id,note\nu1,i1,a\nu2,i2,"b\n' + rows)
+    with pytest.raises(ValueError, match="begins in line 3 do not match"):
+        list(read_batches(str(path), COLUMNS))
+
+
+def test_json_lines_that_are_no_text_are_malformed(tmp_path):
+    path = tmp_path / "log.jsonl"
+    good = b'{"user_id": "u1", "item_id": "i1"}\n'
+    half = b'{"user_id": "u1", "item_id": "\\ud800"}\n'
+    long = b'{"user_id": "u1", "item_id": ' + b"7" * 5000 + b"}\n"
+    path.write_bytes(good + b'{"user_id": "u1", "item_id": "caf\xe9"}\n' + half + long)
+    malformed = [row[MALFORMED] for row in _rows(path)]
+    assert malformed[0] is None
+    assert malformed[1] == '{"user_id": "u1", "item_id": "caf\N{REPLACEMENT CHARACTER}"}'
+    assert [text[:20] for text in malformed[2:]] == ['{"user_id": "u1", "i'] * 2
+
+
+def test_what_json_has_for_other_things_is_no_id(tmp_path):
+    path = tmp_path / "log.jsonl"
+    values = ('{"a": 1}', "[1]", "true", "null")
+    path.write_text("".join(f'{{"user_id": "u", "item_id": {value}}}\n' for value in values))
+    assert _rows(path) == [{"user_id": "u", "item_id": None}] * 4
+
+
+def test_a_column_that_no_json_line_has_is_told_with_those_that_are_there(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"user": 1}\n{"user": 2, "item_id": 2}\n')
+    with pytest.raises(ValueError, match="no column 'user_id'; it has user, item_id"):
+        check_file(str(tmp_path / "log.jsonl"), COLUMNS)
+
+
+def test_text_of_another_encoding_is_refused_in_one_line(tmp_path):
+    (tmp_path / "log.csv").write_bytes(CSV.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"log.csv cannot be read"):
+        check_file(str(tmp_path / "log.csv"), COLUMNS)
+
+
+def test_views_of_texts_are_read_as_texts(tmp_path):
+    views = {name: pa.array(["a", None], pa.string_view()) for name in COLUMNS}
+    pq.write_table(pa.table(views), tmp_path / "log.parquet")
+    (table,) = read_batches(str(tmp_path / "log.parquet"), COLUMNS)
+    assert table.take([1]).to_pylist() == [{"user_id": None, "item_id": None}]
+
+
+def test_other_files_of_a_folder_are_named(tmp_path):
+    for name in ("a.csv", "b.tsv", ".c", "_SUCCESS"):
+        (tmp_path / name).touch()
+    assert other_files(str(tmp_path)) == ["b.tsv"]
+    assert other_files(str(tmp_path / "a.csv")) == []

@@ -1,13 +1,15 @@
+import shutil
 import typing
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from recsys.checkpoint import Origin
 from recsys.data.batches import Batches, empty_batch
-from recsys.distill.answers import Answers, LiveTeacher, TargetsConfig
+from recsys.distill.answers import Answers, LiveTeacher, TargetsConfig, ask
 from recsys.distill.objective import (
     NEEDS_CATALOGUE,
     NEEDS_SAMPLE,
@@ -19,8 +21,9 @@ from recsys.distill.objective import (
     _Positions,
 )
 from recsys.distill.targets import Targets
+from recsys.files import read_json, write_json
 from recsys.losses import LEFT_OUT
-from recsys.models import TransformerConfig, build, save
+from recsys.models import TransformerConfig, build, load_model, save
 from recsys.train.objective import LossConfig, objective, seen_items, to_tensors
 
 MODEL = TransformerConfig(
@@ -177,9 +180,13 @@ def test_from_a_sample_a_student_learns_what_the_teacher_would_recommend(
     assert end[1] > start[1] + 0.3
 
 
+LISTED = [soft for soft in typing.get_args(Soft) if soft not in ("kl", "probabilities")]
+
+
+@pytest.mark.parametrize("soft", LISTED)
 @pytest.mark.parametrize("num_items", [6, 12])
 @pytest.mark.parametrize("top_k", [3, 40])
-def test_a_union_is_of_what_is_new_to_a_user(directory, num_items, top_k):
+def test_what_is_listed_counts_as_far_as_it_is_new_to_a_user(directory, soft, num_items, top_k):
     """In small catalogues less is new than is listed, or than a student has favourites."""
     torch.manual_seed(2)
     student = build(STUDENT, num_items + 1)
@@ -188,24 +195,32 @@ def test_a_union_is_of_what_is_new_to_a_user(directory, num_items, top_k):
     seen_NL[3, -1] = 0  # another has had less
     teacher_NV = torch.randn(4, num_items + 1).scatter(1, seen_NL, LEFT_OUT)
     teacher_NV[:, 0] = LEFT_OUT
-    logs_NK, items_NK = teacher_NV.log_softmax(dim=-1).topk(min(top_k, num_items))
-    answers = Answers(items_NK, logs_NK, *[torch.empty(0)] * 4)
+    logs_NV = teacher_NV.log_softmax(dim=-1)
+    logs_NK, items_NK = logs_NV.topk(min(top_k, num_items))
+    no_sample = torch.empty(4, 0, dtype=torch.long), torch.empty(4, 0), torch.empty(4, 0)
+    answers = Answers(items_NK, logs_NK, logs_NV[:, num_items], *no_sample)
     targets_N = torch.full((4,), num_items)
     at = _Positions(student, torch.randn(4, STUDENT.width), targets_N, seen_NL, answers, None)
-    loss_N = Distillation(directory / "targets", DistillConfig())._listed(at)
-    assert loss_N.isfinite().all()
+    config = DistillConfig(soft=soft)
+    source = LiveTeacher(directory / "teacher", TargetsConfig(num_sampled=1))
+    loss_N = Distillation(source, config)._listed(at)
+    assert (loss_N.abs() < 100).all()
     loss_N.sum().backward()
     learns_V = student.item_embedding.weight.grad.norm(dim=1) > 0
     had_by_all = num_items - new - 1
     assert learns_V.tolist() == [False] * (1 + had_by_all) + [True] * (new + 1)
 
 
-@pytest.mark.parametrize(("soft", "num_negatives"), [("kl", None), ("kl", 50_000), ("union", None)])
+@pytest.mark.parametrize(
+    ("soft", "num_negatives"),
+    [("kl", None), ("kl", 50_000), ("union", None), ("probabilities", None)],
+)
 def test_what_was_seen_does_not_come_back_at_the_end_of_a_long_list(
     dataset, dataset_directory, directory, batch, student, soft, num_negatives
 ):
     """A list as long as the catalogue: items that the user has had stand at its end."""
-    teacher = LiveTeacher(directory / "teacher", TargetsConfig(top_k=len(dataset.item_ids) - 1))
+    keep = TargetsConfig(top_k=len(dataset.item_ids) - 1, num_sampled=4)
+    teacher = LiveTeacher(directory / "teacher", keep)
     config = DistillConfig(soft=soft, soft_weight=1.0, num_negatives=num_negatives)
     loss = Distillation(teacher, config, dataset_directory)(student, batch)
     asked_BL = batch.rows_BL >= 0
@@ -286,6 +301,51 @@ def test_a_live_teacher_gives_the_loss_of_a_stored_one(directory, batch, student
     vectors = live.teacher.item_vectors()
     torch.testing.assert_close(vectors, stored.teacher.item_vectors().float(), rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(live(student, batch), stored(student, batch), rtol=1e-3, atol=1e-2)
+
+
+def test_a_target_that_is_a_repeat_takes_part_in_the_teachers_softmax(directory, batch):
+    teacher = load_model(directory / "teacher")
+    repeats = batch._replace(targets_BL=batch.inputs.items_BL)
+    asked_BL = batch.rows_BL >= 0
+    targets_N1 = repeats.targets_BL[asked_BL][:, None]
+    scores_NV = teacher.encode(batch.inputs)[asked_BL] @ teacher.item_table().T
+    target_scores_N1 = scores_NV.gather(1, targets_N1)
+    scores_NV = scores_NV.scatter(1, seen_items(batch.inputs)[asked_BL], LEFT_OUT)
+    scores_NV = scores_NV.scatter(1, targets_N1, target_scores_N1)
+    scores_NV[:, 0] = LEFT_OUT
+    answers = ask(teacher, repeats, TargetsConfig()).answers()
+    expected_N1 = scores_NV.log_softmax(dim=-1).gather(1, targets_N1)
+    torch.testing.assert_close(answers.target_logs_N, expected_N1[:, 0])
+
+
+def test_to_load_a_live_teacher_draws_nothing(directory):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert LiveTeacher(directory / "teacher", TargetsConfig()).model is not None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_live_teacher_reads_no_more_than_it_has_learned_to(directory, batch):
+    teacher = LiveTeacher(directory / "teacher", TargetsConfig())
+    length = teacher.model.config.max_length
+    later = batch.inputs._replace(positions_BL=batch.inputs.positions_BL + length)
+    with pytest.raises(ValueError, match=f"--model.max-length {length}"):
+        teacher.answers(batch._replace(inputs=later))
+
+
+def test_a_teacher_of_other_items_or_another_dataset_is_refused(
+    directory, dataset_directory, tmp_path
+):
+    shutil.copytree(dataset_directory, tmp_path / "other")
+    stage = read_json(tmp_path / "other" / "stage.json")
+    write_json(tmp_path / "other" / "stage.json", {**stage, "fingerprint": "another"})
+    items = pq.read_table(tmp_path / "other" / "items.parquet")
+    pq.write_table(items.take(list(range(len(items)))[::-1]), tmp_path / "other" / "items.parquet")
+    with pytest.raises(ValueError, match="of another dataset"):
+        Distillation(directory / "targets", DistillConfig(), tmp_path / "other")
+    with pytest.raises(ValueError, match="different items"):
+        live = LiveTeacher(directory / "teacher", TargetsConfig())
+        Distillation(live, DistillConfig(), tmp_path / "other")
 
 
 def test_the_weight_moves_evenly_to_its_end(directory, batch, student):

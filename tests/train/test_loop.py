@@ -1,6 +1,7 @@
 import copy
 import gc
 import math
+import shutil
 import weakref
 from dataclasses import replace
 
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from recsys.data.sequences import Sequence, write_sequences
 from recsys.distill.answers import TargetsConfig
 from recsys.distill.objective import Distillation, DistillConfig
 from recsys.evaluate.metrics import ndcg
 from recsys.evaluate.ranking import rank_targets
+from recsys.files import read_json, write_json
 from recsys.models import TransformerConfig, build
 from recsys.models.interface import torch_scorer
 from recsys.models.moving_codes import move_codes
@@ -189,6 +192,32 @@ def test_checkpoints_are_written_in_the_middle_of_an_epoch(dataset):
     with pytest.raises(Killed):
         run(dataset, checkpoints)
     assert checkpoints.state["position"][1] > 0
+
+
+def test_a_checkpoint_that_is_due_at_an_epochs_end_is_written_then(dataset):
+    config = replace(CONFIG, evaluate_every=3, checkpoint_every=1)
+    checkpoints = MemoryCheckpoints()
+    positions = []
+    save = checkpoints.save
+    checkpoints.save = lambda state, metrics: (
+        positions.append(state["position"]),
+        save(state, metrics),
+    )
+    run(dataset, checkpoints, config)
+    ends = [place for place in positions if place[1] == 0]
+    assert [place[0] for place in ends] == [1, 2, 3]
+
+
+def test_without_a_target_to_measure_by_nothing_is_trained(dataset_directory, tmp_path):
+    shutil.copytree(dataset_directory, tmp_path / "dataset")
+    walks = [Sequence("u", np.arange(1, 9, dtype=np.int32), np.arange(8), 8, -1, -1)]
+    (tmp_path / "dataset" / "sequences-00000.arrow").unlink()
+    write_sequences(tmp_path / "dataset" / "sequences-00000.arrow", walks)
+    manifest = read_json(tmp_path / "dataset" / "manifest.json")
+    write_json(tmp_path / "dataset" / "manifest.json", {**manifest, "num_users": 1})
+    task = Task(dataset=tmp_path / "dataset", model=MODEL, train=CONFIG, objective=next_item)
+    with pytest.raises(ValueError, match="no event for validation"):
+        fit(task, tmp_path)
 
 
 def test_it_learns(dataset):

@@ -125,6 +125,10 @@ def test_items_are_drawn_by_their_count_to_the_power_and_padding_never(dataset, 
         ({"calibration": 2.0}, "calibration must be in"),
         ({"label_smoothing": -0.1}, "label_smoothing must be in"),
         ({"label_smoothing": 0.1}, "add --loss.no-leave-out-seen"),
+        (
+            {"label_smoothing": 0.1, "kind": "gbce", "leave_out_seen": False},
+            "labels of gbce are not smoothed",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(setting, words):
