@@ -14,7 +14,7 @@ from recsys.distill.answers import LiveTeacher, TargetsConfig
 from recsys.distill.objective import Distillation, DistillConfig
 from recsys.files import run_stage
 from recsys.models import StudentConfig
-from recsys.search.frontier import choose_point, references, write_frontier
+from recsys.search.frontier import choose_point, references, require_points, write_frontier
 from recsys.search.space import ChooseConfig, SearchConfig
 from recsys.search.trial import Material
 from recsys.train.config import TrainConfig
@@ -79,6 +79,7 @@ def run(job: Search) -> Path:
     seeds = {path.name: path for path in job.models}
     if len(seeds) < len(job.models):
         raise ValueError(f"two of the models have the same name: {', '.join(map(str, job.models))}")
+    require_points(job.models, job.teacher)
     answers = {} if job.live else {"targets": job.targets}
     run_stage(
         job.output,

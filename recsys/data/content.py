@@ -170,7 +170,8 @@ def write_content(
         encode: runs an encoder over values.
 
     Raises:
-        ValueError: no item has what is asked for, or a column is of another type.
+        ValueError: no item has what is asked for, or none that can be used, or a column is of
+            another type.
     """
     (directory / CONTENT).mkdir(exist_ok=True)
     facts = {}
@@ -185,6 +186,11 @@ def write_content(
         features_VF[rows] = found_NF
         np.save(directory / CONTENT / f"{source.kind}.npy", features_VF)
         broken = sorted(np.array(rows)[~found_NF.any(axis=1)].tolist())
+        if len(broken) == len(rows):
+            raise ValueError(
+                f"none of {len(rows):,} values in {', '.join(source.columns)} can be used as "
+                f"{source.kind}, such as that of item {items['item_id'][broken[0]].as_py()}"
+            )
         facts[source.kind] = {
             "columns": list(source.columns),
             "encoder": source.encoder,

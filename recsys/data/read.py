@@ -281,7 +281,7 @@ def _check_quotes(location: str) -> None:
                 first = rows.line_num + 1
         except csv.Error as error:
             raise ValueError(
-                f"{location}: the quotes of the row that begins in line {first:,} do not match, and "
+                f"{location}: the quotes of the row that begins in line {first:,} do not match and "
                 f"take in what follows ({error}); mend it"
             ) from None
 

@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.checkpoint import GRAPH
 from recsys.data.sequences import Dataset
 from recsys.evaluate.baselines import baselines
 from recsys.evaluate.cost import latency_ms
 from recsys.evaluate.engine import OnnxModel
-from recsys.evaluate.report import evaluate_scorer, sample_histories, write_report
+from recsys.evaluate.report import REPORT, evaluate_scorer, sample_histories, write_report
 from recsys.files import read_json, write_json
 from recsys.search.pareto import ACCURACY, LATENCY, choose, front, rule_of
 from recsys.search.report import write_page, write_plot
@@ -32,6 +33,24 @@ class References:
     """The teacher's row."""
     baselines: dict[str, float]
     """NDCG@10 on validation by the baseline's name."""
+
+
+def require_points(models: Sequence[Path], teacher: Path) -> None:
+    """Checks, before hours of a search, that models can be points beside what it finds, and that
+    their teacher can be compared with them.
+
+    Raises:
+        ValueError: one has no metrics on validation, or a model no graph to be served by.
+    """
+    for path in (*models, teacher):
+        report = read_json(path / REPORT)
+        if path in models and not (path / GRAPH).exists():
+            raise ValueError(
+                f"{path} has no graph to serve it by, so it is no point of a frontier: "
+                "leave it out of --models"
+            )
+        if ACCURACY.removeprefix("validation_") not in report.get("validation", {}):
+            raise ValueError(f"{path / REPORT} has no metrics on validation: make its stage anew")
 
 
 def references(teacher: Path, dataset: Dataset) -> References:

@@ -80,6 +80,6 @@ def _is_within(row: Mapping[str, Any], teacher_accuracy: float, tolerance: float
 def _named(rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
     by_name = {row["name"]: row for row in rows}
     if name not in by_name:
-        near = difflib.get_close_matches(name, by_name, n=1) or list(by_name)[:1]
+        near = difflib.get_close_matches(name, [*RULES, *by_name], n=1) or list(by_name)[:1]
         raise ValueError(f"no point {name!r} on the frontier; did you mean {near[0]!r}?")
     return by_name[name]

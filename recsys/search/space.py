@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from recsys.compress import CodebookItems, FactorizeItems, Quantize, Recipe, Step
-from recsys.config import to_json
+from recsys.config import require_at_least, to_json
 from recsys.distill.objective import DistillConfig
 from recsys.files import hash_of
 from recsys.models import GRUConfig, StudentConfig, TransformerConfig
@@ -44,6 +44,15 @@ class SearchConfig:
     with rounded weights for those of 4 bits."""
     seed: int = 0
     """Seed of the sampler."""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, num_trials=self.num_trials, recover_epochs=self.recover_epochs)
+        require_at_least(1, max_concurrent=self.max_concurrent, epochs=self.epochs)
+        for name, values in choices(self).items():
+            if not values:
+                raise ValueError(
+                    f"there is nothing to choose a {name} from: give one value or more"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

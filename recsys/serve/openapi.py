@@ -121,7 +121,8 @@ def _request(limits: Limits, most: int, scores_seen: bool) -> Schema:
                 "minimum": 1,
                 "maximum": most,
                 "default": min(DEFAULT_K, most),
-                "description": "Items wanted for each history.",
+                "description": "Items wanted for each history; all lists of one answer together "
+                f"have at most {limits.max_recommendations}.",
             },
             "exclude_seen": {
                 "type": "boolean",

@@ -69,13 +69,23 @@ class Recommender:
         Items that the model does not know are ignored and named. A history in which it knows
         none gets the most popular items, their scores being counts of training interactions.
         """
+        return self._recommend(histories, [k] * len(histories), exclude_seen)
+
+    def _recommend(
+        self, histories: Sequence[Sequence[str]], ks: Sequence[int], exclude_seen: bool
+    ) -> list[Recommendation]:
+        """Returns the same, up to `ks[i]` items for the i-th history."""
         known = [[self._index[i] for i in history if i in self._index] for history in histories]
         rows = [row for row, history in enumerate(known) if history]
-        ranked = self._rank([np.asarray(known[row], np.int64) for row in rows], k, exclude_seen)
+        ranked = self._rank(
+            [np.asarray(known[row], np.int64) for row in rows],
+            [ks[row] for row in rows],
+            exclude_seen,
+        )
         by_row = dict(zip(rows, ranked, strict=True))
         return [
             Recommendation(
-                items=by_row[row] if row in by_row else self._popular_items(k),
+                items=by_row[row] if row in by_row else self._popular_items(ks[row]),
                 unknown_items=list(dict.fromkeys(i for i in history if i not in self._index)),
                 popular=row not in by_row,
             )
@@ -85,8 +95,8 @@ class Recommender:
     def answer(self, requests: Sequence[Request]) -> list[list[Recommendation]]:
         """Returns the recommendations for each request; histories of all go to the model together.
 
-        A request gets the first k of the longest list asked for beside it, which is the list that
-        it would have got alone.
+        A request gets what it would have got alone, and costs nothing to those beside it that ask
+        for less.
         """
         answers: dict[int, list[Recommendation]] = {}
         for flag in {request.exclude_seen for request in requests}:
@@ -94,26 +104,28 @@ class Recommender:
                 (i, request) for i, request in enumerate(requests) if request.exclude_seen is flag
             ]
             together = iter(
-                self.recommend(
+                self._recommend(
                     [history for _, request in group for history in request.histories],
-                    k=max(request.k for _, request in group),
-                    exclude_seen=flag,
+                    [request.k for _, request in group for _ in request.histories],
+                    flag,
                 )
             )
             for i, request in group:
-                own = [next(together) for _ in request.histories]
-                answers[i] = [{**one, "items": one["items"][: request.k]} for one in own]
+                answers[i] = [next(together) for _ in request.histories]
         return [answers[i] for i in range(len(requests))]
 
-    def _rank(self, histories: list[np.ndarray], k: int, exclude_seen: bool) -> list[list[Item]]:
+    def _rank(
+        self, histories: list[np.ndarray], ks: list[int], exclude_seen: bool
+    ) -> list[list[Item]]:
         size = min(MAX_ROWS_PER_CALL, max(1, SCORES_PER_CALL // len(self._item_ids)))
         lists: list[list[Item]] = []
         for start in range(0, len(histories), size):
-            lists += self._rank_together(histories[start : start + size], k, exclude_seen)
+            part = slice(start, start + size)
+            lists += self._rank_together(histories[part], ks[part], exclude_seen)
         return lists
 
     def _rank_together(
-        self, histories: list[np.ndarray], k: int, exclude_seen: bool
+        self, histories: list[np.ndarray], ks: list[int], exclude_seen: bool
     ) -> list[list[Item]]:
         # The graph sees the latest max_length items only: what was seen before them is asked for
         # in addition, and left out here.
@@ -121,10 +133,11 @@ class Recommender:
             np.unique(history[: -self._model.max_length]) if exclude_seen else history[:0]
             for history in histories
         ]
-        asked = min(self.num_items, k + max(len(items) for items in older))
+        asked = max(k + len(seen) for k, seen in zip(ks, older, strict=True))
+        asked = min(self.num_items, asked)
         items_BK, scores_BK = self._model.top_k(histories, asked, exclude_seen)
         lists = []
-        for items_K, scores_K, seen in zip(items_BK, scores_BK, older, strict=True):
+        for items_K, scores_K, seen, k in zip(items_BK, scores_BK, older, ks, strict=True):
             # As many as it needs itself, however many another history does.
             items_K, scores_K = items_K[: k + len(seen)], scores_K[: k + len(seen)]
             new_K = np.isfinite(scores_K) & ~np.isin(items_K, seen)

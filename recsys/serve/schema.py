@@ -22,6 +22,8 @@ class Limits:
     """Items in one history."""
     max_k: int = 1000
     """Items in one list of recommendations."""
+    max_recommendations: int = 20_000
+    """Items in all lists of one answer."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -86,11 +88,14 @@ def parse_request(
             "'exclude_seen' must be true: this model has learned to rank what is new to a user, "
             "and nothing else; one that also ranks what was there before is trained so",
         )
-    return Request(
-        histories=_histories(fields, limits),
-        k=_k(fields, min(num_items, limits.max_k)),
-        exclude_seen=exclude_seen,
-    )
+    histories, k = _histories(fields, limits), _k(fields, min(num_items, limits.max_k))
+    if len(histories) * k > limits.max_recommendations:
+        raise RequestError(
+            422,
+            f"{len(histories)} lists of {k} items are too many for one answer; allowed are "
+            f"{limits.max_recommendations} items in all",
+        )
+    return Request(histories=histories, k=k, exclude_seen=exclude_seen)
 
 
 def too_large(limits: Limits) -> RequestError:

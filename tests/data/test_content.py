@@ -126,6 +126,7 @@ def test_given_embeddings_need_no_encoder(tmp_path):
         ([[1.0], [1.0, 2.0], [3.0]], r"different lengths \(2 of 1, 1 of 2\)"),
         (["[1, 2]"], "values of type string; give embeddings as lists"),
         ([[], None], "no item|lists of floats"),
+        ([None, [0.0], [float("nan")]], "none of 2 values in vector .* that of item i2"),
     ],
 )
 def test_embeddings_that_cannot_be(values, message, tmp_path):

@@ -88,3 +88,5 @@ def test_the_rule_that_is_told_is_the_one_that_was_used(pick, teacher, rule):
 def test_an_unknown_point_is_refused_with_a_suggestion():
     with pytest.raises(ValueError, match="did you mean 'small'"):
         choose(ROWS, teacher_accuracy=0.2, tolerance=0.01, point="smal")
+    with pytest.raises(ValueError, match="did you mean 'fastest'"):
+        choose(ROWS, teacher_accuracy=0.2, tolerance=0.01, point="fasttest")

@@ -1,11 +1,26 @@
 import itertools
 from dataclasses import replace
 
+import pytest
+
 from recsys.compress import CodebookItems, FactorizeItems, Quantize
 from recsys.config import from_json, to_json
 from recsys.distill.objective import DistillConfig
 from recsys.models import GRUConfig, TransformerConfig, build
 from recsys.search.space import Point, SearchConfig, choices, point_from
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_trials": -1}, "num_trials must be at least 0"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"widths": ()}, "nothing to choose a width from"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**setting)
 
 
 def test_every_sample_is_a_model_that_can_be_built():

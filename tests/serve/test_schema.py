@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from recsys.serve.schema import Limits, Request, RequestError, parse_request
 
-LIMITS = Limits(max_body_bytes=2000, max_histories=3, max_history_items=4, max_k=20)
+LIMITS = Limits(
+    max_body_bytes=2000, max_histories=3, max_history_items=4, max_k=20, max_recommendations=40
+)
 
 
 def parse(body: bytes | dict) -> Request:
@@ -57,6 +59,7 @@ def test_default_k_fits_a_small_catalogue():
         ({"histories": {"a": 1}}, 422, "list of lists"),
         ({"histories": []}, 422, "allowed are 1 to 3"),
         ({"histories": [[]] * 4}, 422, "has 4 lists"),
+        ({"histories": [[]] * 3, "k": 14}, 422, "3 lists of 14 items are too many"),
         ({"histories": ["a", "b"]}, 422, "histories[0] must be a list"),
         ({"histories": [["a"], None]}, 422, "histories[1] must be a list"),
         ({"histories": [["a"] * 5]}, 422, "has 5 items"),
