@@ -343,8 +343,8 @@ def test_a_teacher_of_other_items_or_another_dataset_is_refused(
     pq.write_table(items.take(list(range(len(items)))[::-1]), tmp_path / "other" / "items.parquet")
     with pytest.raises(ValueError, match="of another dataset"):
         Distillation(directory / "targets", DistillConfig(), tmp_path / "other")
+    live = LiveTeacher(directory / "teacher", TargetsConfig())
     with pytest.raises(ValueError, match="different items"):
-        live = LiveTeacher(directory / "teacher", TargetsConfig())
         Distillation(live, DistillConfig(), tmp_path / "other")
 
 
