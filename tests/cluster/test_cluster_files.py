@@ -132,9 +132,10 @@ def test_requirements_pin_what_the_project_needs():
         if not line.startswith("#")
     )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for text in project["dependencies"]:
+    for text in (*project["dependencies"], *project["optional-dependencies"]["content"]):
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[requirement.name]), requirement
+    assert f"torch=={pins['torch']} --index-url" in (CLUSTER / "Dockerfile").read_text()
 
 
 def test_one_version_of_ray_everywhere():
