@@ -14,7 +14,6 @@ from recsys.data.schema import FRACTION, ITEM, ORDER, PLACE, TIME, USER, Prepare
 PROBLEM, RAW = "problem", "row"
 MICRO = 1_000_000
 LARGEST = 2.0**62
-SHOWN = 300  # characters of a bad row
 CLEAN = pa.schema(
     {
         USER: pa.large_string(),  # of one log there may be more than 2 GiB
@@ -48,8 +47,8 @@ def clean(
     """
     place = pa.array(np.arange(first_place, first_place + len(raw)))
     if MALFORMED in raw.column_names and config.user_column not in raw.column_names:
-        text = pc.utf8_slice_codeunits(raw[MALFORMED], 0, SHOWN)
-        return _table({PLACE: place, PROBLEM: _same("row cannot be read", len(raw)), RAW: text})
+        problem = _same("row cannot be read", len(raw))
+        return _table({PLACE: place, PROBLEM: problem, RAW: raw[MALFORMED]})
     user, item = (as_text(raw[name]) for name in (config.user_column, config.item_column))
     time, fraction = parse_times(raw[config.time_column])
     columns = {USER: user, ITEM: item, TIME: time, FRACTION: fraction, PLACE: place}
@@ -161,7 +160,7 @@ def _show(raw: pa.Table, problem: pa.Array) -> pa.Array:
     shown = np.full(len(raw), None, dtype=object)
     bad = np.flatnonzero(np.asarray(pc.is_valid(problem)))
     for index, row in zip(bad, raw.take(bad).to_pylist(), strict=True):
-        shown[index] = ", ".join(f"{key}={value!r}" for key, value in row.items())[:SHOWN]
+        shown[index] = ", ".join(f"{key}={value!r}" for key, value in row.items())
     return pa.array(shown, pa.string())
 
 

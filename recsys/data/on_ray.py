@@ -43,6 +43,7 @@ ROWS_PER_PARTITION = 5_000_000
 BYTES_PER_ROW = 8  # of a compressed log, roughly: only the number of partitions rests on it
 PLACES_PER_FILE = 2**40
 NUM_EXAMPLES = 3
+SHOWN = 300  # characters of an example
 
 
 def prepare(config: PrepareConfig, directory: Path) -> dict[str, Any]:
@@ -259,7 +260,7 @@ def _examples(rows: pa.Table) -> str:
     """Returns the first row of each kind of problem, as text, of a few kinds."""
     firsts: dict[str, str] = {}
     for problem, row in zip(rows[PROBLEM].to_pylist(), rows[RAW].to_pylist(), strict=True):
-        firsts.setdefault(problem, row)
+        firsts.setdefault(problem, row[:SHOWN])
     return "; ".join(list(firsts.values())[:NUM_EXAMPLES])
 
 
