@@ -99,7 +99,8 @@ def check_file(location: str, columns: Sequence[str]) -> None:
     missing = [column for column in columns if column not in names]
     if missing:
         raise ValueError(
-            f"{location} has no column {', '.join(map(repr, missing))}; it has {', '.join(names)}"
+            f"{location} has no column {', '.join(map(repr, missing))}; it has {', '.join(names)}: "
+            "say what is what with --user-column and its siblings"
         )
 
 
