@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.compress.calibration import calibrate, item_counts, linear_maps
+from recsys.compress.calibration import calibrate, linear_maps
 from recsys.compress.prune import Model, check_at_most, dense_weight, rebuilt
 from recsys.models.transformer import Transformer
 
@@ -31,8 +31,6 @@ class FactorizeItems:
 
     rank: int
     """Length of an item's code."""
-    by_popularity: bool = False
-    """Whether items weigh by how often they stand in the calibration histories."""
     recover_epochs: int = 0
     """Epochs of training after the step."""
 
@@ -65,19 +63,17 @@ def factorize_linears(
 def factorize_items(step: FactorizeItems, model: Model, histories: Sequence[np.ndarray]) -> Model:
     """Returns the model with an item table of rank `step.rank`.
 
-    The basis is the leading right singular vectors of the table; of the table with rows scaled by
-    the root of their counts, where items weigh by popularity. The codes are the projections on it.
+    The basis is the leading right singular vectors of the table, the codes are the projections on
+    it.
 
     Raises:
         ValueError: the rank is above the table's.
     """
     table_VD = model.item_table().detach()
     check_at_most("FactorizeItems.rank", step.rank, min(table_VD.shape), "ranks in its item table")
-    weighted_VD = table_VD.double()
-    if step.by_popularity:
-        weighted_VD = weighted_VD * item_counts(histories, len(table_VD)).sqrt()[:, None]
     # The table is tall: its right singular vectors come cheaper from the small D x D product.
-    basis_RD = torch.linalg.eigh(weighted_VD.T @ weighted_VD).eigenvectors.T.flip(0)[: step.rank]
+    product_DD = table_VD.double().T @ table_VD.double()
+    basis_RD = torch.linalg.eigh(product_DD).eigenvectors.T.flip(0)[: step.rank]
     state = {n: w for n, w in model.state_dict().items() if not n.startswith("item_embedding.")}
     state["item_embedding.codes_VR"] = (table_VD.double() @ basis_RD.T).float()
     state["item_embedding.basis_RD"] = basis_RD.float()

@@ -55,7 +55,6 @@ WHOLE = (
     PruneLength(keep=20),
     FactorizeLinears(rank=32),
     FactorizeItems(rank=32),
-    FactorizeItems(rank=32, by_popularity=True),
 )
 TOO_MUCH = (
     PruneLayers(keep=4),

@@ -1,10 +1,8 @@
-"""Factors that are best for the outputs, and tables that are best for the items that count."""
+"""Factors that are best for the outputs."""
 
-import numpy as np
 import torch
 
-from recsys.compress.low_rank import FactorizeItems, factorize_items, factors
-from recsys.models.transformer import Transformer, TransformerConfig
+from recsys.compress.low_rank import factors
 
 
 def test_factors_serve_the_inputs_that_occur():
@@ -22,18 +20,3 @@ def test_factors_of_white_inputs_are_the_truncated_svd():
     left, singular, right = torch.linalg.svd(weight_OI, full_matrices=False)
     expected = left[:, :2] * singular[:2] @ right[:2]
     torch.testing.assert_close(up_OR @ down_RI, expected, atol=1e-5, rtol=1e-4)
-
-
-def test_popular_items_are_kept_best():
-    torch.manual_seed(0)
-    model = Transformer(TransformerConfig(width=8, num_layers=1, head_width=4), 50)
-    histories = [np.full(500, item, dtype=np.int32) for item in (3, 4)]
-
-    def errors(step: FactorizeItems) -> torch.Tensor:
-        smaller = factorize_items(step, model, histories)
-        return (smaller.item_table() - model.item_table()).norm(dim=1)
-
-    plain_V = errors(FactorizeItems(rank=2))
-    weighted_V = errors(FactorizeItems(rank=2, by_popularity=True))
-    assert weighted_V[[3, 4]].max() < 0.1 * plain_V[[3, 4]].max()
-    assert weighted_V[0] == plain_V[0] == 0
