@@ -128,7 +128,10 @@ def _compress(job: Compress, directory: Path) -> None:
 
 
 def _recovery(job: Compress, train: TrainConfig, directory: Path) -> Recover:
-    source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
+    source = job.targets
+    if job.live:
+        source = LiveTeacher(job.teacher, job.keep)
+        source.require_length(train.row_length or 0)
     return recovery(
         job.dataset,
         Distillation(source, job.distill, job.dataset),

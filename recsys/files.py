@@ -114,7 +114,7 @@ def run_stage(
     }
     record["fingerprint"] = hash_of(record)
     if _is_complete(output, record["fingerprint"]):
-        _discard(output, scratch)
+        _tidy(output, scratch)
         print(f"{name}: up to date ({output})", flush=True)
         return False
     with _only_writer(output):
@@ -128,7 +128,7 @@ def run_stage(
             record["seconds"] = round(time.perf_counter() - started, 3)
             write_json(partial / STAGE_FILE, record)
         _replace(partial, output)
-        _discard(output, scratch)
+        _tidy(output, scratch)
     print(f"{name}: {output} ({read_json(output / STAGE_FILE)['seconds']:.0f} s)", flush=True)
     return True
 
@@ -167,9 +167,10 @@ def _only_writer(output: Path) -> contextlib.AbstractContextManager[None]:
     return alone(output, busy=busy)
 
 
-def _discard(directory: Path, patterns: Sequence[str]) -> None:
-    """Deletes what matches; another process may be about the same."""
-    for path in [path for pattern in patterns for path in directory.glob(pattern)]:
+def _tidy(output: Path, scratch: Sequence[str]) -> None:
+    """Deletes what a finished stage no longer needs; another process may be about the same."""
+    shutil.rmtree(_aside(output), ignore_errors=True)
+    for path in [path for pattern in (MARKER, *scratch) for path in output.glob(pattern)]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -217,8 +218,6 @@ def _replace(partial: Path, output: Path) -> None:
     if output.exists():
         _set_aside(output, output)
     partial.rename(output)
-    (output / MARKER).unlink()
-    shutil.rmtree(_aside(output), ignore_errors=True)  # also what a killed process left there
 
 
 def _set_aside(directory: Path, output: Path) -> None:

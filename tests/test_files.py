@@ -91,7 +91,6 @@ def test_one_after_the_other_holds_a_lock(tmp_path):
     count.write_text("0")
     script = """
 import sys
-from functools import partial
 from pathlib import Path
 from recsys.files import alone
 lock, count = map(Path, sys.argv[1:])
@@ -162,11 +161,13 @@ def test_scratch_goes_once_the_output_is_there(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("recsys.files._discard", killed)
+        patched.setattr("recsys.files._tidy", killed)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert (output / "checkpoints").exists()
+    (tmp_path / ".out.replaced").mkdir()  # as a killed process leaves it
     assert not run()
+    assert not (tmp_path / ".out.replaced").exists()
     assert sorted(path.name for path in output.iterdir()) == ["result", "stage.json"]
 
 

@@ -54,13 +54,13 @@ def write_initial(
         return None, ""
     check_catalogue(teacher, dataset)
     whole = load_model(teacher)
+    histories = calibration_histories(dataset)
     try:
-        require_part(whole, config)
+        student = shrink(whole, config, histories=histories)
     except ValueError as error:
         if start == "teacher":
             raise
         return None, str(error)
-    student = shrink(whole, config, histories=calibration_histories(dataset))
     origin = Origin(role="student")
     save(student, directory / INITIAL, items=dataset.path / ITEMS, origin=origin)
     return directory / INITIAL, ""

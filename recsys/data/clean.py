@@ -16,14 +16,14 @@ MICRO = 1_000_000
 LARGEST = 2.0**62
 CLEAN = pa.schema(
     {
-        USER: pa.large_string(),  # of one log there may be more than 2 GiB
+        USER: pa.large_string(),  # of these a log may have more than 2 GiB
         ITEM: pa.large_string(),
         TIME: pa.int64(),
         FRACTION: pa.float64(),
         ORDER: pa.float64(),
         PLACE: pa.int64(),
         PROBLEM: pa.string(),
-        RAW: pa.string(),
+        RAW: pa.large_string(),
     }
 )
 

@@ -1,8 +1,8 @@
 """Reading logs and tables in any of three formats, from any file system that Arrow knows."""
 
+import contextlib
 import csv
 import io
-import itertools
 import json
 import math
 from collections.abc import Hashable, Iterator, Sequence
@@ -18,7 +18,7 @@ from pyarrow import fs
 from recsys.files import sha256
 
 BATCH_ROWS = 100_000
-HEAD_ROWS = 1_000  # of JSON Lines: a column that none of them has is not there
+ARROW_ROW_BYTES = 1 << 21  # of CSV: two of Arrow's blocks, and no row is larger
 MALFORMED = "malformed"  # column of a batch: the text of a row that could not be read
 NO_ROW = object()  # key of that text, which no JSON object has
 PARQUET, CSV, JSON_LINES = (".parquet", ".pq"), (".csv",), (".jsonl", ".ndjson", ".json")
@@ -91,7 +91,7 @@ def check_file(location: str, columns: Sequence[str]) -> None:
     if system.get_file_info(path).size == 0:
         raise ValueError(f"{location} is empty")
     try:
-        names = _column_names(location)
+        names = _column_names(location, columns)
     except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{location} cannot be read ({_first_line(error)})") from None
     if not names:
@@ -177,9 +177,9 @@ def _known_kind(location: str) -> tuple[str, ...]:
     return kind
 
 
-def _column_names(location: str) -> list[str]:
-    """Returns the names in a file's head; of JSON Lines, whose rows may differ, those of its first
-    rows."""
+def _column_names(location: str, wanted: Sequence[str]) -> list[str]:
+    """Returns the names in a file's head; of JSON Lines, whose rows may differ, those of as many
+    rows as it takes to find the wanted ones."""
     kind = _known_kind(location)
     system, path = _open(location)
     if kind is PARQUET:
@@ -190,9 +190,13 @@ def _column_names(location: str) -> list[str]:
             # The reader is already at the rows of the first block.
             parse = pyarrow.csv.ParseOptions(invalid_row_handler=lambda row: "skip")
             return pyarrow.csv.open_csv(stream, parse_options=parse).schema.names
+    names: dict[Any, None] = {}
     with system.open_input_stream(path) as stream:
-        rows = [_parse_line(line) for line in itertools.islice(_lines(stream), HEAD_ROWS)]
-    return list(dict.fromkeys(name for row in rows for name in row if name is not NO_ROW))
+        for line in _lines(stream):
+            names |= dict.fromkeys(_parse_line(line))
+            if all(name in names for name in wanted):
+                break
+    return [name for name in names if name is not NO_ROW]
 
 
 def _read_parquet(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -216,7 +220,6 @@ def _parquet(file: Any) -> pq.ParquetFile:
 
 
 def _read_csv(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    system, path = _open(location)
     malformed: list[str] = []
 
     def keep(row: Any) -> str:
@@ -229,62 +232,88 @@ def _read_csv(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         strings_can_be_null=True,
     )
     parse = pyarrow.csv.ParseOptions(invalid_row_handler=keep, newlines_in_values=True)
-    num_rows = 0
-    with system.open_input_stream(path) as stream:
-        file = _Counted(stream)
-        try:
-            for batch in pyarrow.csv.open_csv(file, parse_options=parse, convert_options=convert):
-                num_rows += len(batch)
-                yield pa.Table.from_batches([batch])
-        except pa.ArrowInvalid:
-            _check_quotes(location)
-            raise
-    if file.may_swallow(num_rows + len(malformed)):
-        _check_quotes(location)
+    with _open_csv(location) as file:
+        for batch in pyarrow.csv.open_csv(file, parse_options=parse, convert_options=convert):
+            file.num_rows += len(batch)
+            yield pa.Table.from_batches([batch])
+        file.num_rows += len(malformed)
     if malformed:
         yield pa.table({MALFORMED: malformed})
 
 
+@contextlib.contextmanager
+def _open_csv(location: str) -> Iterator["_Counted"]:
+    """Opens a CSV file whose rows the reader counts, and checks that no quote took some of them.
+
+    Raises:
+        ValueError: one did.
+    """
+    system, path = _open(location)
+    try:
+        with system.open_input_stream(path) as stream:
+            file = _Counted(stream)
+            yield file
+    except pa.ArrowInvalid as error:
+        if "straddling" in str(error):  # a row that is larger than what is read at once
+            _check_quotes(location)
+        raise
+    if file.may_swallow:
+        _check_quotes(location)
+
+
 class _Counted:
-    """A stream that counts the quotes and line breaks that are read from it."""
+    """A stream that counts the quotes and line ends that are read from it."""
 
     closed = False
 
     def __init__(self, stream: Any):
-        self.stream, self.num_quotes, self.num_lines = stream, 0, 0
+        self.stream, self.num_quotes, self.num_lines, self.last = stream, 0, 0, b""
+        self.num_rows = 1
+        """Those of names and, as its reader tells, of the table."""
 
     def read(self, size: int = -1) -> bytes:
         data = self.stream.read(size)
         self.num_quotes += data.count(b'"')
-        self.num_lines += data.count(b"\n")
+        self.num_lines += data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
+        self.last = data[-1:] or self.last
         return data
 
-    def may_swallow(self, num_rows: int) -> bool:
-        """Whether a quote may have taken rows in: one is single, or there are lines beside the rows
-        and their names."""
-        return bool(self.num_quotes) and (self.num_quotes % 2 > 0 or self.num_lines > num_rows + 1)
+    @property
+    def may_swallow(self) -> bool:
+        """Whether a quote may have taken rows in: one is single, or there are more lines than
+        rows."""
+        num_lines = self.num_lines + (self.last not in b"\r\n")
+        return bool(self.num_quotes) and (self.num_quotes % 2 > 0 or num_lines > self.num_rows)
 
 
 def _check_quotes(location: str) -> None:
     """Checks that no quote swallows rows, which Arrow takes for one value of many lines.
 
     Raises:
-        ValueError: one is not closed, or is where no value ends.
+        ValueError: one is not closed, or is closed by what another row opens.
     """
     system, path = _open(location)
-    with system.open_input_stream(path) as stream:
-        text = io.TextIOWrapper(
-            io.BufferedReader(stream), encoding="utf-8", errors="replace", newline=""
-        )
-        rows, first = csv.reader(text, strict=True), 1
-        try:
-            for _ in rows:
+    most = csv.field_size_limit(ARROW_ROW_BYTES)
+    try:
+        with system.open_input_stream(path) as stream:
+            text = io.TextIOWrapper(
+                io.BufferedReader(stream), encoding="utf-8", errors="replace", newline=""
+            )
+            rows, first = csv.reader(text, strict=True), 1
+            while True:
+                try:
+                    next(rows)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    if rows.line_num > first or "end of data" in str(error):
+                        raise ValueError(
+                            f"{location}: the quotes of the row that begins in line {first:,} do "
+                            f"not match and take in what follows ({error}); mend it"
+                        ) from None
                 first = rows.line_num + 1
-        except csv.Error as error:
-            raise ValueError(
-                f"{location}: the quotes of the row that begins in line {first:,} do not match and "
-                f"take in what follows ({error}); mend it"
-            ) from None
+    finally:
+        csv.field_size_limit(most)
 
 
 def _read_json_lines(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -305,19 +334,18 @@ def _read_whole(location: str, text_columns: Sequence[str]) -> list[pa.Table]:
     system, path = _open(location)
     if kind is PARQUET:
         with system.open_input_file(path) as file:
-            return [_parquet(file).read()]
-    with system.open_input_stream(path) as stream:
-        if kind is JSON_LINES:
+            return [_without_views(_parquet(file).read())]
+    if kind is JSON_LINES:
+        with system.open_input_stream(path) as stream:
             rows = [_parse_line(line) for line in _lines(stream)]
-            return [_as_typed_table(rows, text_columns)] if rows else []
-        convert = pyarrow.csv.ConvertOptions(
-            column_types={column: pa.string() for column in text_columns}
-        )
-        parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-        file = _Counted(stream)
+        return [_as_typed_table(rows, text_columns)] if rows else []
+    convert = pyarrow.csv.ConvertOptions(
+        column_types={column: pa.string() for column in text_columns}
+    )
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    with _open_csv(location) as file:
         table = pyarrow.csv.read_csv(file, parse_options=parse, convert_options=convert)
-    if file.may_swallow(len(table)):
-        _check_quotes(location)
+        file.num_rows += len(table)
     return [table]
 
 
@@ -331,30 +359,39 @@ def _lines(stream: Any) -> Iterator[str]:
 
 def _parse_line(line: str) -> dict:
     try:
-        line.encode()
         row = json.loads(line)
-        if "\\u" in line:  # else no surrogate can be in it
-            json.dumps(row, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):  # of them, what is no JSON and what is no UTF-8
+    except (ValueError, RecursionError):  # of them, a number of thousands of digits
         row = None
-    if isinstance(row, dict):
-        return row
-    return {NO_ROW: line.strip().encode(errors="surrogateescape").decode(errors="replace")}
+    return row if isinstance(row, dict) else {NO_ROW: _printable(line.strip())}
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _as_table(rows: list[dict], columns: Sequence[str]) -> pa.Table:
-    """Returns some columns of rows, as text."""
-    table = pa.table({name: _texts(rows, name) for name in columns})
+    """Returns some columns of rows, as text; a row whose value there is no UTF-8 is malformed."""
+    try:
+        table = pa.table({name: _texts(rows, name) for name in columns})
+    except UnicodeEncodeError:
+        whole = [_is_text([row.get(name) for name in columns]) for row in rows]
+        told = [
+            row if good else {NO_ROW: json.dumps(row)}
+            for row, good in zip(rows, whole, strict=True)
+        ]
+        return _as_table(told, columns)
     if not any(NO_ROW in row for row in rows):
         return table
     return table.append_column(MALFORMED, _texts(rows, NO_ROW))
 
 
 def _as_typed_table(rows: list[dict], text_columns: Sequence[str]) -> pa.Table:
-    """Returns all columns of rows, with types as found.
+    """Returns all columns of rows, with types as found; what is no UTF-8 is replaced, but in
+    `text_columns`, where two values could become one.
 
     Raises:
         pa.ArrowInvalid: a row is no row, or a column has values of several types.
+        UnicodeEncodeError: a value of `text_columns` is no UTF-8.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     if NO_ROW in names:
@@ -364,10 +401,29 @@ def _as_typed_table(rows: list[dict], text_columns: Sequence[str]) -> pa.Table:
         {
             name: _texts(rows, name)
             if name in text_columns
-            else pa.array([row.get(name) for row in rows])
+            else pa.array([_with_text(row.get(name)) for row in rows])
             for name in names
         }
     )
+
+
+def _with_columns_of_text(row: dict, columns: Sequence[str]) -> dict:
+    return row if _is_text([row.get(name) for name in columns]) else {NO_ROW: json.dumps(row)}
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _with_text(value: Any) -> Any:
+    """Returns a JSON value with a mark for what is no UTF-8."""
+    if _is_text(value):
+        return value
+    return json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
 
 
 def _texts(rows: list[dict], name: Hashable) -> pa.Array:

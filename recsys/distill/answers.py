@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from recsys.checkpoint import read_model_config, scores_seen
-from recsys.config import require_at_least
+from recsys.config import from_json, require_at_least
 from recsys.losses import LEFT_OUT, PADDING
-from recsys.models import load_model
+from recsys.models import ModelConfig, load_model
 from recsys.models.interface import SequenceModel
 from recsys.train.objective import TensorBatch, seen_items
 
@@ -165,6 +165,20 @@ class LiveTeacher:
         require_scores(directory, config)
         self.directory, self.config = directory.resolve(), config
 
+    def require_length(self, length: int) -> None:
+        """Checks that the teacher has learned to read as much as a student is trained on at once.
+
+        Raises:
+            ValueError: it has not.
+        """
+        most = from_json(ModelConfig, read_model_config(self.directory)["model"]).max_length
+        if length > most:
+            raise ValueError(
+                f"the student is trained on {length} events at once and its teacher reads {most}: "
+                f"give --train.row-length {most}, and --model.max-length no more, or leave --live "
+                "out"
+            )
+
     @cached_property
     def model(self) -> SequenceModel:
         """Loaded where it is first used, so that the teacher can be sent to workers.
@@ -176,17 +190,7 @@ class LiveTeacher:
             return load_model(self.directory)
 
     def answers(self, batch: TensorBatch) -> Answers:
-        """Returns the answers at the batch's training positions, in order.
-
-        Raises:
-            ValueError: histories in the batch are longer than the teacher has learned to read.
-        """
-        length, most = int(batch.inputs.positions_BL.max()) + 1, self.model.config.max_length
-        if length > most:
-            raise ValueError(
-                f"the student reads {length} events and its teacher {most}: give --model.max-length"
-                f" {most}, or leave --live out"
-            )
+        """Returns the answers at the batch's training positions, in order."""
         self.model.to(batch.rows_BL.device)
         with torch.autocast(batch.rows_BL.device.type, enabled=False):
             return ask(self.model, batch, self.config).answers()

@@ -95,8 +95,7 @@ class Recommender:
     def answer(self, requests: Sequence[Request]) -> list[list[Recommendation]]:
         """Returns the recommendations for each request; histories of all go to the model together.
 
-        A request gets what it would have got alone, and costs nothing to those beside it that ask
-        for less.
+        A request gets what it would have got alone.
         """
         answers: dict[int, list[Recommendation]] = {}
         for flag in {request.exclude_seen for request in requests}:

@@ -148,7 +148,7 @@ def fit(
         ValueError: there is nothing to train on, or nothing to choose or measure a model by.
     """
     dataset = Dataset.open(task.dataset)
-    _require_targets(dataset)
+    require_targets(dataset)
     model = start_model(task, dataset)
     if isinstance(checkpoints, Path):
         checkpoints = FileCheckpoints(checkpoints)
@@ -170,8 +170,12 @@ def fit(
     return Fitted(model, *trained)
 
 
-def _require_targets(dataset: Dataset) -> None:
-    """Checks now what would end a training of hours at its end."""
+def require_targets(dataset: Dataset) -> None:
+    """Checks now what would end a training of hours at its end.
+
+    Raises:
+        ValueError: there is nothing to choose or measure a model by.
+    """
     for split in ("validation", "test"):
         if not len(dataset.targets(split)[0]):
             raise ValueError(

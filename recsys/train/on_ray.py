@@ -30,7 +30,15 @@ from torch.utils._pytree import tree_map
 
 from recsys.data.sequences import Dataset
 from recsys.train.config import has_bfloat16
-from recsys.train.fit import Fitted, NumWorkers, Task, finish_model, fit, start_model
+from recsys.train.fit import (
+    Fitted,
+    NumWorkers,
+    Task,
+    finish_model,
+    fit,
+    require_targets,
+    start_model,
+)
 from recsys.train.loop import State, Workers, epoch_batches
 
 NAME, STATE = "checkpoints", "checkpoint.pt"
@@ -128,13 +136,15 @@ def _for_workers(task: Task) -> Task:
     """Returns the task with paths that hold anywhere, and one precision for all workers.
 
     Raises:
-        ValueError: what every worker would find: nothing to train on.
+        ValueError: what every worker would find: nothing to train on, or to measure a model by.
     """
     config = task.train
     if config.bfloat16 is None and config.device == "cpu":
         config = replace(config, bfloat16=has_bfloat16())
     length = config.row_length or task.model.max_length
-    epoch_batches(Dataset.open(task.dataset), config, length, 0, Workers())
+    dataset = Dataset.open(task.dataset)
+    require_targets(dataset)
+    epoch_batches(dataset, config, length, 0, Workers())
     return replace(
         task,
         dataset=task.dataset.resolve(),

@@ -92,6 +92,9 @@ def test_a_student_starts_as_its_teacher_where_it_can(dataset, dataset_directory
         assert not why_not
     with pytest.raises(ValueError, match="only a transformer"):
         initial("teacher", GRUConfig(width=8))
+    directory, why_not = initial("auto", dataclasses.replace(CONFIG, item_codes=4))
+    assert directory is None
+    assert "rows" in why_not
     (tmp_path / "teacher" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="damaged"):
         initial("auto", CONFIG)

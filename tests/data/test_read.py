@@ -181,20 +181,31 @@ def test_what_json_writes_for_missing_is_missing_and_a_field_may_be_called_malfo
     [
         ('u1,i1,a\nu2,i2,"b\n' + "u3,i3,c\n" * 50, 3),  # never closed
         ('u1,i1,"a\nu2,i2,b\nu3,i3,"c"\nu4,i4,d\n', 2),  # closed by what another row opens
+        ('u1,i1,"a\nu2,i2,"b\nu3,i3,c', 2),  # the same, and no line end at the end
+        ('u1,i1,"a\ru2,i2,"b\ru3,i3,c\r', 2),
     ],
 )
 def test_a_quote_that_takes_rows_in_is_told(tmp_path, text, line):
     path = tmp_path / "log.csv"
-    path.write_text("user_id,item_id,note\n" + text)
+    path.write_text("user_id,item_id,note\n" + text, newline="")
     with pytest.raises(ValueError, match=rf"log.csv: the quotes .* begins in line {line} do not"):
         list(read_batches(str(path), COLUMNS))
     with pytest.raises(ValueError, match=rf"begins in line {line} do not match"):
         read_table(str(path), ["item_id"])
 
 
-def test_quotes_and_line_breaks_in_their_place_are_read(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"u1","i1","say ""two\n\nlines"""\nu2,,5" screen\n',
+        'u1,i1,"abc" def\n\n\nu2,,"abc" \n',
+        'u1,i1,"' + "long text\n" * 30_000 + '"\n\nu2,,x\n',
+        '\r\nu1,i1,"a\r\nb"\r\n\r\nu2,,5"',
+    ],
+)
+def test_quotes_and_line_breaks_in_their_place_are_read(tmp_path, text):
     path = tmp_path / "log.csv"
-    path.write_text('user_id,item_id,note\n"u1","i1","say ""two\n\nlines"""\nu2,,5" screen\n')
+    path.write_text("user_id,item_id,note\n" + text, newline="")
     assert _rows(path) == ROWS
 
 
@@ -204,6 +215,15 @@ def test_a_quote_that_takes_in_more_than_arrow_reads_at_once_is_told(tmp_path):
     path.write_text('user_id,item_id,note\nu1,i1,a\nu2,i2,"b\n' + rows)
     with pytest.raises(ValueError, match="begins in line 3 do not match"):
         list(read_batches(str(path), COLUMNS))
+    with pytest.raises(ValueError, match="begins in line 3 do not match"):
+        read_table(str(path), ["item_id"])
+
+
+def test_bytes_of_another_encoding_are_told_as_such(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_bytes(b'user_id,item_id,note\nu1,caf\xe9,"a\n\nb"\n')
+    with pytest.raises(ValueError, match="UTF8"):
+        list(read_batches(str(path), COLUMNS))
 
 
 def test_json_lines_that_are_no_text_are_malformed(tmp_path):
@@ -211,11 +231,22 @@ def test_json_lines_that_are_no_text_are_malformed(tmp_path):
     good = b'{"user_id": "u1", "item_id": "i1"}\n'
     half = b'{"user_id": "u1", "item_id": "\\ud800"}\n'
     long = b'{"user_id": "u1", "item_id": ' + b"7" * 5000 + b"}\n"
-    path.write_bytes(good + b'{"user_id": "u1", "item_id": "caf\xe9"}\n' + half + long)
+    other = b'{"user_id": "u1", "item_id": "i1", "note": "caf\xe9 \\ud800"}\n'
+    path.write_bytes(good + other + b'{"user_id": "u1", "item_id": "caf\xe9"}\n' + half + long)
     malformed = [row[MALFORMED] for row in _rows(path)]
-    assert malformed[0] is None
-    assert malformed[1] == '{"user_id": "u1", "item_id": "caf\N{REPLACEMENT CHARACTER}"}'
-    assert [text[:20] for text in malformed[2:]] == ['{"user_id": "u1", "i'] * 2
+    assert malformed[:2] == [None, None]
+    assert malformed[2] == '{"user_id": "u1", "item_id": "caf\\udce9"}'
+    assert [text[:20] for text in malformed[3:]] == ['{"user_id": "u1", "i'] * 2
+
+
+def test_tables_of_json_keep_items_whose_text_is_in_part_no_text(tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_bytes(b'{"item_id": "a", "title": "caf\xe9", "tags": ["\\ud800", "b"]}\n')
+    (item,) = read_table(str(path), ["item_id"]).to_pylist()
+    assert item == {"item_id": "a", "title": "caf?", "tags": ["?", "b"]}
+    path.write_bytes(b'{"item_id": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"items.jsonl cannot be read"):
+        read_table(str(path), ["item_id"])
 
 
 def test_what_json_has_for_other_things_is_no_id(tmp_path):
@@ -229,6 +260,8 @@ def test_a_column_that_no_json_line_has_is_told_with_those_that_are_there(tmp_pa
     (tmp_path / "log.jsonl").write_text('{"user": 1}\n{"user": 2, "item_id": 2}\n')
     with pytest.raises(ValueError, match="no column 'user_id'; it has user, item_id"):
         check_file(str(tmp_path / "log.jsonl"), COLUMNS)
+    (tmp_path / "log.jsonl").write_text('{"event": "start"}\n' * 2000 + JSON)
+    check_file(str(tmp_path / "log.jsonl"), COLUMNS)
 
 
 def test_text_of_another_encoding_is_refused_in_one_line(tmp_path):
@@ -242,6 +275,7 @@ def test_views_of_texts_are_read_as_texts(tmp_path):
     pq.write_table(pa.table(views), tmp_path / "log.parquet")
     (table,) = read_batches(str(tmp_path / "log.parquet"), COLUMNS)
     assert table.take([1]).to_pylist() == [{"user_id": None, "item_id": None}]
+    assert read_table(str(tmp_path / "log.parquet")).take([0]).num_rows == 1
 
 
 def test_other_files_of_a_folder_are_named(tmp_path):

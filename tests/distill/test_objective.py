@@ -325,12 +325,11 @@ def test_to_load_a_live_teacher_draws_nothing(directory):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_live_teacher_reads_no_more_than_it_has_learned_to(directory, batch):
+def test_a_live_teacher_reads_no_more_than_it_has_learned_to(directory):
     teacher = LiveTeacher(directory / "teacher", TargetsConfig())
-    length = teacher.model.config.max_length
-    later = batch.inputs._replace(positions_BL=batch.inputs.positions_BL + length)
-    with pytest.raises(ValueError, match=f"--model.max-length {length}"):
-        teacher.answers(batch._replace(inputs=later))
+    teacher.require_length(MODEL.max_length)
+    with pytest.raises(ValueError, match=f"--train.row-length {MODEL.max_length}"):
+        teacher.require_length(MODEL.max_length + 1)
 
 
 def test_a_teacher_of_other_items_or_another_dataset_is_refused(
