@@ -128,13 +128,10 @@ def _compress(job: Compress, directory: Path) -> None:
 
 
 def _recovery(job: Compress, train: TrainConfig, directory: Path) -> Recover:
-    source = job.targets
-    if job.live:
-        source = LiveTeacher(job.teacher, job.keep)
-        source.require_length(train.row_length or 0)
+    source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
     return recovery(
         job.dataset,
-        Distillation(source, job.distill, job.dataset),
+        Distillation(source, job.distill, job.dataset, length=train.row_length),
         train,
         directory,
         partial(train_on, num_workers=job.num_workers),

@@ -128,11 +128,10 @@ def _require_part(job: Distill) -> None:
 
 
 def _distill(job: Distill, directory: Path, made_from: Mapping[str, Path]) -> None:
+    source = LiveTeacher(job.teacher, job.keep) if job.live else job.targets
+    length = job.train.row_length or job.model.max_length
+    taught = Distillation(source, job.distill, job.dataset, length=length)
     dataset = Dataset.open(job.dataset)
-    source = job.targets
-    if job.live:
-        source = LiveTeacher(job.teacher, job.keep)
-        source.require_length(job.train.row_length or job.model.max_length)
     initial, why_not = write_initial(job.start, job.teacher, job.model, dataset, directory)
     if why_not:
         print(f"the student starts from noise: {why_not}", flush=True)
@@ -140,7 +139,7 @@ def _distill(job: Distill, directory: Path, made_from: Mapping[str, Path]) -> No
         dataset=job.dataset,
         model=job.model,
         train=job.train,
-        objective=Distillation(source, job.distill, job.dataset),
+        objective=taught,
         initial=initial,
     )
     origin = _origin(made_from, job.distill.leave_out_seen)

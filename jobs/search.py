@@ -127,9 +127,8 @@ def _search(job: Search, directory: Path, seeds: dict[str, Path]) -> None:
     )
     if job.search.num_trials:
         # Refused now, and not in every trial.
-        Distillation(material.teacher, job.distill, material.dataset)
-        if isinstance(material.teacher, LiveTeacher):
-            material.teacher.require_length(job.train.row_length or job.student.max_length)
+        length = job.train.row_length or job.student.max_length
+        Distillation(material.teacher, job.distill, material.dataset, length=length)
         start_ray()
         from recsys.search.on_ray import search
 

@@ -258,10 +258,9 @@ def _rejected(config: PrepareConfig, scratch: Path, directory: Path) -> Counter[
 
 def _examples(rows: pa.Table) -> str:
     """Returns the first row of each kind of problem, as text, of a few kinds."""
-    firsts: dict[str, str] = {}
-    for problem, row in zip(rows[PROBLEM].to_pylist(), rows[RAW].to_pylist(), strict=True):
-        firsts.setdefault(problem, row[:SHOWN])
-    return "; ".join(list(firsts.values())[:NUM_EXAMPLES])
+    problems = pc.unique(rows[PROBLEM])[:NUM_EXAMPLES]
+    firsts = [pc.index(rows[PROBLEM], problem).as_py() for problem in problems]
+    return "; ".join(rows[RAW][first].as_py()[:SHOWN] for first in firsts)
 
 
 def _root_cause(error: BaseException) -> str:

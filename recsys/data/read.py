@@ -362,11 +362,9 @@ def _parse_line(line: str) -> dict:
         row = json.loads(line)
     except (ValueError, RecursionError):  # of them, a number of thousands of digits
         row = None
-    return row if isinstance(row, dict) else {NO_ROW: _printable(line.strip())}
-
-
-def _printable(text: str) -> str:
-    return text.encode(errors="surrogateescape").decode(errors="replace")
+    if isinstance(row, dict):
+        return row
+    return {NO_ROW: line.strip().encode(errors="surrogateescape").decode(errors="replace")}
 
 
 def _as_table(rows: list[dict], columns: Sequence[str]) -> pa.Table:
@@ -374,12 +372,7 @@ def _as_table(rows: list[dict], columns: Sequence[str]) -> pa.Table:
     try:
         table = pa.table({name: _texts(rows, name) for name in columns})
     except UnicodeEncodeError:
-        whole = [_is_text([row.get(name) for name in columns]) for row in rows]
-        told = [
-            row if good else {NO_ROW: json.dumps(row)}
-            for row, good in zip(rows, whole, strict=True)
-        ]
-        return _as_table(told, columns)
+        return _as_table([_with_columns_of_text(row, columns) for row in rows], columns)
     if not any(NO_ROW in row for row in rows):
         return table
     return table.append_column(MALFORMED, _texts(rows, NO_ROW))
@@ -401,29 +394,30 @@ def _as_typed_table(rows: list[dict], text_columns: Sequence[str]) -> pa.Table:
         {
             name: _texts(rows, name)
             if name in text_columns
-            else pa.array([_with_text(row.get(name)) for row in rows])
+            else _as_found([row.get(name) for row in rows])
             for name in names
         }
     )
 
 
 def _with_columns_of_text(row: dict, columns: Sequence[str]) -> dict:
-    return row if _is_text([row.get(name) for name in columns]) else {NO_ROW: json.dumps(row)}
-
-
-def _is_text(value: Any) -> bool:
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        _json_bytes([row.get(name) for name in columns])
     except UnicodeEncodeError:
-        return False
-    return True
+        return {NO_ROW: json.dumps(row)}
+    return row
 
 
-def _with_text(value: Any) -> Any:
-    """Returns a JSON value with a mark for what is no UTF-8."""
-    if _is_text(value):
-        return value
-    return json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+def _as_found(values: list[Any]) -> pa.Array:
+    """Returns JSON values, with a mark for what is no UTF-8."""
+    try:
+        return pa.array(values)
+    except UnicodeEncodeError:
+        return pa.array([json.loads(_json_bytes(value, errors="replace")) for value in values])
+
+
+def _json_bytes(value: Any, errors: str = "strict") -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode(errors=errors)
 
 
 def _texts(rows: list[dict], name: Hashable) -> pa.Array:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from recsys.checkpoint import read_model_config, scores_seen
-from recsys.config import from_json, require_at_least
+from recsys.config import require_at_least
 from recsys.losses import LEFT_OUT, PADDING
-from recsys.models import ModelConfig, load_model
+from recsys.models import load_model, read_shape
 from recsys.models.interface import SequenceModel
 from recsys.train.objective import TensorBatch, seen_items
 
@@ -171,7 +171,7 @@ class LiveTeacher:
         Raises:
             ValueError: it has not.
         """
-        most = from_json(ModelConfig, read_model_config(self.directory)["model"]).max_length
+        most = read_shape(self.directory).max_length
         if length > most:
             raise ValueError(
                 f"the student is trained on {length} events at once and its teacher reads {most}: "

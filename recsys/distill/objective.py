@@ -233,7 +233,12 @@ class Distillation:
     """An `Objective` that asks a teacher, who has spoken or speaks in every batch."""
 
     def __init__(
-        self, source: Path | LiveTeacher, config: DistillConfig, dataset: Path | None = None
+        self,
+        source: Path | LiveTeacher,
+        config: DistillConfig,
+        dataset: Path | None = None,
+        *,
+        length: int | None = None,
     ):
         """Prepares for asking.
 
@@ -241,10 +246,12 @@ class Distillation:
             source: the directory of targets, or a teacher.
             dataset: what is trained on, to check that the source speaks of it, and to draw
                 negatives.
+            length: how many events the student is trained on at once, to check that a live teacher
+                reads as many.
 
         Raises:
             ValueError: the answers do not hold what the loss reads, or are of another dataset, or
-                there is no dataset to count items in.
+                of a teacher that reads less, or there is no dataset to count items in.
         """
         if config.num_negatives and dataset is None:
             raise ValueError("items are drawn by their counts: num_negatives needs the dataset")
@@ -252,6 +259,8 @@ class Distillation:
             config.require(source.config)
             if dataset:
                 check_catalogue(source.directory, Dataset.open(dataset))
+            if length:
+                source.require_length(length)
         else:
             config.require(kept(source))
             if dataset:

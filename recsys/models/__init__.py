@@ -119,6 +119,15 @@ def reads_target_time(config: ModelConfig) -> bool:
             return False
 
 
+def read_shape(directory: Path) -> ModelConfig:
+    """Returns the shape of a model directory's model.
+
+    Raises:
+        ValueError: there is no model, or it is of a newer schema or of an unknown kind.
+    """
+    return from_json(ModelConfig, read_model_config(directory)["model"])
+
+
 def load_model(directory: Path) -> SequenceModel:
     """Returns the model of a model directory, ready to score.
 
@@ -126,7 +135,7 @@ def load_model(directory: Path) -> SequenceModel:
         ValueError: the directory is incomplete, damaged, of a newer schema, or of an unknown kind.
     """
     verify_model(directory)
-    config = from_json(ModelConfig, read_model_config(directory)["model"])
+    config = read_shape(directory)
     weights = {name: torch.from_numpy(w) for name, w in load_weights(directory).items()}
     model = _of_shapes(config, weights)
     model.load_state_dict(weights)
