@@ -177,6 +177,8 @@ def simple_student(
     smaller.num_hidden_layers, smaller.hidden_size = num_layers, width
     smaller.num_attention_heads = width // head_size
     smaller.intermediate_size = config.intermediate_size * width // config.hidden_size
+    # What it attends to is taught, and would be compared after dropout.
+    smaller.attention_probs_dropout_prob = 0.0
     torch.manual_seed(seed)
     student = TextClassifier(type(teacher.model)(smaller), teacher.tokenizer, teacher.categories)
     student.cut = _cut(teacher, smaller, texts.texts_N[:SAMPLE_SIZE])

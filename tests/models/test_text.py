@@ -44,6 +44,14 @@ def test_a_student_of_full_size_is_the_teacher(teacher):
     torch.testing.assert_close(student(tokens_NT), teacher(tokens_NT))
 
 
+def test_a_student_shows_what_it_attends_to_before_dropout(teacher):
+    teacher.model.config.attention_probs_dropout_prob = 0.5
+    student = simple_student(teacher, TEXTS, num_layers=2, width=8).train()
+    for attention_NHTT in student.read(teacher.tokenizer(TEXTS.texts_N)).attention_NHTT:
+        sums_NHT = attention_NHTT.sum(dim=-1)
+        torch.testing.assert_close(sums_NHT, torch.ones_like(sums_NHT))
+
+
 def test_a_student_of_full_width_has_every_nth_layer(teacher):
     student = simple_student(teacher, TEXTS, num_layers=2, width=16)
     weights = teacher.state_dict()

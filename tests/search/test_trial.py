@@ -76,7 +76,7 @@ def test_a_point_is_measured_once_and_says_what_it_is(material, tmp_path):
     assert measure(POINT, material, tmp_path) == row
     assert (tmp_path / POINT.name / "model.onnx").stat().st_mtime_ns == before
     assert row["report"]["export"]["precision"] == "int8"
-    assert row["report"]["train_seconds"] > 0
+    assert row["report"]["train_seconds"] >= 0  # rounded to a tenth
     assert not (tmp_path / POINT.name / "checkpoints").exists()
 
 
