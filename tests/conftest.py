@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from jobs.on_ray import SETTINGS, start_ray
 # Ray reads its environment when it is imported, which some test modules do.
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)
+# A shell has what it starts in the background ignore Ctrl-C, and what that starts in turn.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NUM_USERS, NUM_ITEMS = 60, 24
 WITH_PROCESSES = {

@@ -103,10 +103,6 @@ sys.exit(command(Train.from_preset, run, []))
 """
 
 
-def not_ignored() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a shell may have left it
-
-
 @pytest.mark.parametrize("name", ["train", "serve", "submit"])
 def test_ctrl_c_while_a_command_imports_says_nothing(tmp_path, name):
     for module in ("tyro", "argparse"):
@@ -116,7 +112,6 @@ def test_ctrl_c_while_a_command_imports_says_nothing(tmp_path, name):
     with subprocess.Popen(
         words,
         env=environment,
-        preexec_fn=not_ignored,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -132,7 +127,6 @@ def test_ctrl_c_is_heeded_once_a_command_runs():
     done = subprocess.run(
         [sys.executable, "-c", HEEDS],
         env=environment,
-        preexec_fn=not_ignored,
         capture_output=True,
         text=True,
         timeout=300,

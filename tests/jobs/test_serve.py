@@ -124,7 +124,6 @@ def serve_run(file: Path, log: Path) -> subprocess.Popen[bytes]:
             env=environment,
             stdout=output,
             stderr=output,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # or shells ignore it
         )
 
 

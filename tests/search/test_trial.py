@@ -166,11 +166,7 @@ def start_search(directory: Path, output: Path) -> subprocess.Popen:
         tests=str(Path(__file__).parent), directory=str(directory), output=str(output)
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", script], env=environment, preexec_fn=not_ignored)
-
-
-def not_ignored() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a shell may have left it
+    return subprocess.Popen([sys.executable, "-c", script], env=environment)
 
 
 def stop_search(directory: Path, output: Path, number: int, how: signal.Signals) -> int:
