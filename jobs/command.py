@@ -13,8 +13,9 @@ from jobs.presets import PRESETS, Preset
 
 Job = TypeVar("Job")
 DEFAULT_PRESET = "quickstart"
-RUN = """A preset and its flags, and with each of them --run DIR: the directory in which every stage
-has its own; runs/<preset> where it is not given."""
+RUN = """A preset, quickstart where none is named, and its flags, which PRESET --help explains. With
+each of them --run DIR: the directory in which every stage has its own; runs/<preset> where it is
+not given."""
 
 
 def command(

@@ -31,7 +31,8 @@ class Distill:
     teacher: Path
     """The teacher's model directory."""
     targets: Path
-    """Where the teacher's answers go, unless it is asked live."""
+    """Where the teacher's answers go, unless it is asked live; those of another teacher are
+    replaced, so give one that is not the run's own a place of its own."""
     output: Path
     """Where the student goes."""
     model: StudentConfig

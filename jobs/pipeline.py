@@ -48,8 +48,7 @@ def run(job: Pipeline) -> dict:
     directory = job.output
     distillation = distill.Distill.from_preset(preset, directory)
     distill.require(distillation)  # before hours of a teacher's training
-    preparation = prepare.Prepare.from_preset(preset, directory)
-    prepare.run(replace(preparation, split=job.split or preparation.split))
+    prepare.run(prepare.Prepare.from_preset(preset, directory))
     train.run(train.Train.from_preset(preset, directory))
     distill.run(replace(distillation, alone=directory / "student-alone"))
     compress.run(compress.Compress.from_preset(preset, directory))
@@ -61,7 +60,12 @@ def run(job: Pipeline) -> dict:
 
 
 def _with_flags(job: Pipeline) -> Preset:
-    given = {"log": job.log, "items": job.items, "order_column": job.order_column}
+    given = {
+        "log": job.log,
+        "items": job.items,
+        "order_column": job.order_column,
+        "split": job.split,
+    }
     config = replace(job.preset.prepare, **{k: v for k, v in given.items() if v is not None})
     return replace(job.preset, prepare=config.resolved())
 

@@ -1,9 +1,9 @@
 """Turn a log into a dataset: `python -m jobs.prepare [preset] [flags]`."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -13,7 +13,6 @@ from jobs.presets import Preset
 from recsys.data.movielens import FILES
 from recsys.data.read import identify, list_files, other_files
 from recsys.data.schema import PrepareConfig
-from recsys.data.split import GlobalTimeCut, LeaveOneOut
 from recsys.files import read_json, run_stage
 
 
@@ -23,25 +22,18 @@ class Prepare:
 
     config: Annotated[PrepareConfig, tyro.conf.arg(name="")]
     """The log and how it is cleaned and split."""
-    split: Literal["leave-one-out", "global-time-cut"]
-    """Whether each user's last two items are held out, or what comes after two moments."""
     output: Path
     """Where the dataset goes."""
 
     @classmethod
     def from_preset(cls, preset: Preset, directory: Path) -> "Prepare":
         """Returns the preset's preparation in a run directory."""
-        by_time = isinstance(preset.prepare.split, GlobalTimeCut)
-        return cls(
-            config=preset.prepare,
-            split="global-time-cut" if by_time else "leave-one-out",
-            output=directory / "dataset",
-        )
+        return cls(config=preset.prepare, output=directory / "dataset")
 
 
 def run(job: Prepare) -> Path:
     """Prepares the dataset, unless it is there, shows its counts, and returns where it is."""
-    config = _with_split(job).resolved()
+    config = job.config.resolved()
     run_stage(
         job.output,
         name="prepare",
@@ -53,20 +45,13 @@ def run(job: Prepare) -> Path:
     print(
         f"  {manifest['num_users']:,} users, {manifest['num_items']:,} items, "
         f"{manifest['num_interactions']:,} interactions; {manifest['num_rejected']:,} rows "
-        f"rejected, {manifest['num_duplicates']:,} duplicates dropped, "
+        f"rejected, {manifest['num_duplicates']:,} duplicates dropped, {manifest['num_rare']:,} of "
+        "rare users and items, "
         f"{manifest['num_items_never_seen']:,} items of the table never seen, "
         f"{manifest['num_cold_items']:,} kept out of training",
         flush=True,
     )
     return job.output
-
-
-def _with_split(job: Prepare) -> PrepareConfig:
-    split = job.config.split
-    if job.split == "leave-one-out":
-        return replace(job.config, split=LeaveOneOut())
-    by_time = split if isinstance(split, GlobalTimeCut) else GlobalTimeCut()
-    return replace(job.config, split=by_time)
 
 
 def _prepare(config: PrepareConfig, directory: Path) -> None:

@@ -127,7 +127,7 @@ def main() -> None:
     """Runs the command line."""
     heed_interrupts()
     try:
-        run(tyro.cli(Serve, description=__doc__))
+        run(tyro.cli(Serve, prog="python -m jobs.serve", description=__doc__))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

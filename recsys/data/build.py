@@ -14,6 +14,7 @@ from recsys.data.schema import (
     FRACTION,
     ITEM,
     ORDER,
+    ORDER_FRACTION,
     PLACE,
     SCHEMA_VERSION,
     TIME,
@@ -27,7 +28,7 @@ from recsys.files import write_json
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported
 
-KEYS = [USER, TIME, FRACTION, ORDER, PLACE]
+KEYS = [USER, TIME, FRACTION, ORDER, ORDER_FRACTION, PLACE]
 ROWS_PER_FILE = 20_000_000
 
 
@@ -46,7 +47,7 @@ def sort_and_drop_duplicates(rows: pa.Table, drop: bool) -> tuple[pa.Table, int]
     rows = rows.sort_by([(key, "ascending") for key in KEYS])
     if not drop or not len(rows):
         return rows, 0
-    frame = rows.select([USER, ITEM, TIME, FRACTION, ORDER]).to_pandas()
+    frame = rows.select([ITEM, *(key for key in KEYS if key != PLACE)]).to_pandas()
     kept = rows.filter(pa.array(~frame.duplicated().to_numpy()))
     return kept, len(rows) - len(kept)
 
@@ -92,13 +93,15 @@ def build_dataset(
         ValueError: nothing is left.
     """
     tables = [pq.read_table(part.path, memory_map=True) for part in grouped]
+    num_rows = sum(len(table) for table in tables)
+    seen = [pc.unique(table[ITEM]) for table in tables]
     tables = core(tables, config.k_core, config.min_length)
     if not any(len(table) for table in tables):
         raise ValueError("no interaction is left after cleaning: see k_core, min_length, the log")
     table = _in_order(tables)
     known = item_table[ITEM] if config.keep_unseen_items and item_table is not None else table[ITEM]
     item_ids = pc.unique(known).cast(pa.string()).sort()
-    cuts = cut_times(config.split, table[TIME].to_numpy())
+    cuts = cut_times(config.cut, table[TIME].to_numpy())
     cold_N = cold_items(len(item_ids), config.cold_items, config.cold_seed)
     sequences = [
         without_in_training(sequence, cold_N)
@@ -114,13 +117,20 @@ def build_dataset(
         "num_items": len(item_ids),
         "num_interactions": sum(len(sequence.items) for sequence in sequences),
         "num_duplicates": sum(part.num_duplicates for part in grouped),
-        "num_items_never_seen": len(item_table) - len(item_ids) if item_table is not None else 0,
+        "num_rare": num_rows - len(table),
+        "num_items_never_seen": _num_not_in(pa.concat_arrays(seen), item_table),
         "num_cold_items": len(cold_N),
-        "split": to_json(config.split),
+        "split": to_json(config.cut),
         **facts,
     }
     write_json(directory / MANIFEST, manifest)
     return manifest
+
+
+def _num_not_in(seen: pa.Array, item_table: pa.Table | None) -> int:
+    if item_table is None:
+        return 0
+    return len(item_table) - pc.sum(pc.is_in(item_table[ITEM], value_set=seen)).as_py()
 
 
 def cold_items(num_items: int, share: float, seed: int) -> np.ndarray:
@@ -171,7 +181,7 @@ def _sequences(
             user,
             items[start:stop],
             times[start:stop],
-            *assign(config.split, times[start:stop], cuts),
+            *assign(config.cut, times[start:stop], cuts),
         )
         for user, start, stop in zip(codes.dictionary.to_pylist(), starts, stops, strict=True)
     ]

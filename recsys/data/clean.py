@@ -9,18 +9,29 @@ import pyarrow as pa
 import pyarrow.compute
 
 from recsys.data.read import MALFORMED
-from recsys.data.schema import FRACTION, ITEM, ORDER, PLACE, TIME, USER, PrepareConfig
+from recsys.data.schema import (
+    FRACTION,
+    ITEM,
+    ORDER,
+    ORDER_FRACTION,
+    PLACE,
+    TIME,
+    USER,
+    PrepareConfig,
+)
 
 PROBLEM, RAW = "problem", "row"
 MICRO = 1_000_000
 LARGEST = 2.0**62
+EXACT = "^-?([0-9]{1,18}|[1-8][0-9]{18})$"  # what an int64 holds, of all but the very largest
 CLEAN = pa.schema(
     {
         USER: pa.large_string(),  # of these a log may have more than 2 GiB
         ITEM: pa.large_string(),
         TIME: pa.int64(),
         FRACTION: pa.float64(),
-        ORDER: pa.float64(),
+        ORDER: pa.int64(),
+        ORDER_FRACTION: pa.float64(),
         PLACE: pa.int64(),
         PROBLEM: pa.string(),
         RAW: pa.large_string(),
@@ -44,23 +55,26 @@ def clean(
     Args:
         first_place: where the first row stands in the log.
         known_items: ids of the item table, if there is one.
+
+    Raises:
+        ValueError: a column of ids holds other things.
     """
     place = pa.array(np.arange(first_place, first_place + len(raw)))
     if MALFORMED in raw.column_names and config.user_column not in raw.column_names:
         problem = _same("row cannot be read", len(raw))
         return _table({PLACE: place, PROBLEM: problem, RAW: raw[MALFORMED]})
-    user, item = (as_text(raw[name]) for name in (config.user_column, config.item_column))
+    user, item = (_ids(raw, name) for name in (config.user_column, config.item_column))
     time, fraction = parse_times(raw[config.time_column])
     columns = {USER: user, ITEM: item, TIME: time, FRACTION: fraction, PLACE: place}
     if config.order_column:
-        columns[ORDER] = _as_numbers(raw[config.order_column])
+        columns[ORDER], columns[ORDER_FRACTION] = parse_times(raw[config.order_column])
     problems = {
         "user id is missing": pc.is_null(user),
         "item id is missing": pc.is_null(item),
         "time is missing or cannot be parsed": pc.is_null(time),
     }
     if config.order_column:
-        problems["order is missing or no number"] = pc.is_null(columns[ORDER])
+        problems["order is missing or cannot be parsed"] = pc.is_null(columns[ORDER])
     if known_items is not None:
         unknown = pc.invert(pc.is_in(item, value_set=known_items))
         problems["item is not in the item table"] = unknown
@@ -69,6 +83,13 @@ def clean(
     columns[PROBLEM] = _first_problem(problems, len(raw))
     columns[RAW] = _show(raw, columns[PROBLEM])
     return _table(columns)
+
+
+def _ids(raw: pa.Table, name: str) -> pa.Array:
+    try:
+        return as_text(raw[name])
+    except pa.ArrowException as error:
+        raise ValueError(f"the log's {name!r} is no column of ids ({error})") from None
 
 
 def as_text(column: pa.ChunkedArray) -> pa.Array:
@@ -111,7 +132,7 @@ def parse_times(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
 def _parse_text(array: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Returns what `parse_times` does, of numbers and ISO 8601 dates written out."""
     text = pc.utf8_trim_whitespace(array)
-    exact = pc.fill_null(pc.match_substring_regex(text, r"^-?[0-9]{1,18}$"), False)
+    exact = pc.fill_null(pc.match_substring_regex(text, EXACT), False)
     integers = pc.if_else(exact, text, "0").cast(pa.int64()).to_numpy(zero_copy_only=False)
     is_exact = np.asarray(exact)
     whole, fraction, usable = integers.copy(), np.zeros(len(text)), is_exact.copy()
@@ -141,11 +162,6 @@ def _whole(
     whole: np.ndarray, fraction: np.ndarray, usable: np.ndarray
 ) -> tuple[pa.Array, pa.Array]:
     return pa.array(whole.astype(np.int64), mask=~usable), pa.array(np.where(usable, fraction, 0.0))
-
-
-def _as_numbers(column: pa.ChunkedArray) -> pa.Array:
-    values = np.asarray(pd.to_numeric(column.to_pandas(), errors="coerce"), np.float64)
-    return pa.array(values, mask=~np.isfinite(values))
 
 
 def _first_problem(problems: dict[str, pa.Array], size: int) -> pa.Array:

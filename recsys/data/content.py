@@ -43,7 +43,8 @@ class ContentConfig:
     max_tokens: int = 64
     """Tokens of a text that are read."""
     image_column: str | None = None
-    """A column of JPEG, PNG or WebP images: their bytes, or their paths or URIs."""
+    """A column of JPEG, PNG or WebP images: their bytes, or their paths or URIs. Files are read
+    when the dataset is made: one that changes later, under the same name, does not make it anew."""
     image_encoder: str = "google/vit-base-patch16-224"
     """A vision encoder: a directory with config.json, preprocessor_config.json and .safetensors
     weights, or a name on the Hugging Face hub."""
@@ -300,7 +301,7 @@ def _images(items: pa.Table, column: str) -> list[bytes | str | None]:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return items[column].to_pylist()
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return [path and _absolute(path) for path in items[column].to_pylist()]
+        return [_absolute(path) if path else None for path in items[column].to_pylist()]
     raise ValueError(f"{column!r} has values of type {kind}; give images as bytes, paths or URIs")
 
 

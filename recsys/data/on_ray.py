@@ -30,7 +30,7 @@ from recsys.data.content import (
 )
 from recsys.data.movielens import convert
 from recsys.data.read import check_file, list_files, read_batches, read_table
-from recsys.data.schema import ITEM, PLACE, USER, PrepareConfig
+from recsys.data.schema import ITEM, PLACE, TIME, USER, PrepareConfig
 from recsys.data.sequences import ITEMS
 from recsys.data.split import LeaveOneOut
 from recsys.data.synthetic import SHORTEST, generate
@@ -66,7 +66,7 @@ def prepare(config: PrepareConfig, directory: Path) -> dict[str, Any]:
         item_table = read_item_table(items, config.item_column)
     check_content(config.content, item_table)
     partitions = _group(config, files, item_table, scratch)
-    rejected = _rejected(config, scratch, directory)
+    rejected = _rejected(config, files, scratch, directory)
     grouped = [Grouped(Path(row["path"]), row["num_duplicates"]) for row in partitions]
     facts |= {
         "num_rejected": sum(rejected.values()),
@@ -140,12 +140,13 @@ def _materialize_source(
         config = replace(config, k_core=max(config.k_core, 5))
     else:
         return config, facts
-    return replace(config, log=str(log_path), items=str(items_path)), facts
+    names = {"user_column": USER, "item_column": ITEM, "time_column": TIME}
+    return replace(config, log=str(log_path), items=str(items_path), **names), facts
 
 
 def _keeps_all(config: PrepareConfig) -> bool:
     dropped = config.k_core > 1 or config.min_length > SHORTEST or config.cold_items > 0
-    return config.split == LeaveOneOut() and not dropped
+    return config.cut == LeaveOneOut() and not dropped
 
 
 def _group(
@@ -238,7 +239,9 @@ def _deserialize(content: bytes) -> pa.Table:
     return pa.ipc.open_stream(content).read_all()
 
 
-def _rejected(config: PrepareConfig, scratch: Path, directory: Path) -> Counter[str]:
+def _rejected(
+    config: PrepareConfig, files: Sequence[str], scratch: Path, directory: Path
+) -> Counter[str]:
     """Returns how many rows were rejected by kind, and sets them aside or refuses them."""
     if not (scratch / REJECTED).exists():
         return Counter()
@@ -249,9 +252,11 @@ def _rejected(config: PrepareConfig, scratch: Path, directory: Path) -> Counter[
     if config.on_bad_rows == "refuse":
         raise ValueError(
             f"{len(rows)} bad rows in {config.log}: {kinds} (such as {examples}); mend them, or "
-            "keep them apart with --on-bad-rows set-aside"
+            "keep them apart with --on-bad-rows set-aside (of a pipeline: "
+            "--preset.prepare.on-bad-rows)"
         )
-    pq.write_table(rows.select([PLACE, PROBLEM, RAW]), directory / REJECTED)
+    found = pa.array([files[place // PLACES_PER_FILE] for place in rows[PLACE].to_pylist()])
+    pq.write_table(rows.select([PROBLEM, RAW]).add_column(0, "file", found), directory / REJECTED)
     print(f"prepare: {len(rows)} bad rows set aside: {kinds} (such as {examples})")
     return counts
 

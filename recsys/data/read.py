@@ -85,7 +85,7 @@ def check_file(location: str, columns: Sequence[str]) -> None:
     """Reads just enough of a file to know that it can be read and has `columns`.
 
     Raises:
-        ValueError: it is empty, truncated, of no known format, or lacks a column.
+        ValueError: it is empty, truncated, of no known format, lacks a column or has it twice.
     """
     system, path = _open(location)
     if system.get_file_info(path).size == 0:
@@ -96,11 +96,15 @@ def check_file(location: str, columns: Sequence[str]) -> None:
         raise ValueError(f"{location} cannot be read ({_first_line(error)})") from None
     if not names:
         return
+    twice = [column for column in columns if names.count(column) > 1]
+    if twice:
+        raise ValueError(f"{location} has the column {twice[0]!r} more than once: which is meant?")
     missing = [column for column in columns if column not in names]
     if missing:
         raise ValueError(
             f"{location} has no column {', '.join(map(repr, missing))}; it has {', '.join(names)}: "
-            "say what is what with --user-column and its siblings"
+            "say what is what with --user-column and its siblings (of a pipeline: "
+            "--preset.prepare.user-column)"
         )
 
 
@@ -229,7 +233,6 @@ def _read_csv(location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     convert = pyarrow.csv.ConvertOptions(
         column_types={column: pa.string() for column in columns},
         include_columns=list(columns),
-        strings_can_be_null=True,
     )
     parse = pyarrow.csv.ParseOptions(invalid_row_handler=keep, newlines_in_values=True)
     with _open_csv(location) as file:
@@ -368,10 +371,10 @@ def _parse_line(line: str) -> dict:
 
 
 def _as_table(rows: list[dict], columns: Sequence[str]) -> pa.Table:
-    """Returns some columns of rows, as text; a row whose value there is no UTF-8 is malformed."""
+    """Returns some columns of rows, as text; a row whose value there cannot be is malformed."""
     try:
         table = pa.table({name: _texts(rows, name) for name in columns})
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, TypeError):
         return _as_table([_with_columns_of_text(row, columns) for row in rows], columns)
     if not any(NO_ROW in row for row in rows):
         return table
@@ -385,6 +388,7 @@ def _as_typed_table(rows: list[dict], text_columns: Sequence[str]) -> pa.Table:
     Raises:
         pa.ArrowInvalid: a row is no row, or a column has values of several types.
         UnicodeEncodeError: a value of `text_columns` is no UTF-8.
+        TypeError: one is a list, say.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     if NO_ROW in names:
@@ -402,8 +406,9 @@ def _as_typed_table(rows: list[dict], text_columns: Sequence[str]) -> pa.Table:
 
 def _with_columns_of_text(row: dict, columns: Sequence[str]) -> dict:
     try:
-        _json_bytes([row.get(name) for name in columns])
-    except UnicodeEncodeError:
+        for name in columns:
+            (_as_text(row.get(name)) or "").encode()
+    except (UnicodeEncodeError, TypeError):
         return {NO_ROW: json.dumps(row)}
     return row
 
@@ -425,13 +430,17 @@ def _texts(rows: list[dict], name: Hashable) -> pa.Array:
 
 
 def _as_text(value: Any) -> str | None:
-    """Returns an id or a time as text; none for what is neither."""
+    """Returns an id or a time as text; none for what is missing.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(value, bool | list | dict):
+        raise TypeError(f"{json.dumps(value)[:100]} is neither a text nor a number")
     if isinstance(value, float) and not math.isfinite(value):
         return None  # as json.dump writes what is missing
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool | list | dict):
-        return None
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 

@@ -6,12 +6,12 @@ from typing import Literal
 
 from recsys.config import require_below_one
 from recsys.data.content import ContentConfig
-from recsys.data.split import LeaveOneOut, Split
+from recsys.data.split import GlobalTimeCut, LeaveOneOut, Split
 from recsys.data.synthetic import SyntheticConfig
 
 SCHEMA_VERSION = 1
 USER, ITEM, TIME, ORDER, PLACE = "user_id", "item_id", "timestamp", "order", "place"
-FRACTION = "fraction"  # of a time that is no whole number
+FRACTION, ORDER_FRACTION = "fraction", "order_fraction"  # of what is no whole number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class PrepareConfig:
     time_column: str = "timestamp"
     """The log's column of times: numbers of any unit, or dates."""
     order_column: str | None = None
-    """A column that orders events of the same time; none for the order of the log."""
+    """A column that orders events of the same time, by numbers or dates; none for the order of the
+    log."""
     on_bad_rows: Literal["refuse", "set-aside"] = "refuse"
     """Whether rows that cannot be used stop the work, or go to rejected.parquet."""
     drop_duplicates: bool = True
@@ -40,8 +41,12 @@ class PrepareConfig:
     """Users and items with fewer interactions are dropped, again and again; 0 keeps all."""
     min_length: int = 1
     """Users with fewer interactions are dropped."""
-    split: Split = field(default_factory=LeaveOneOut)
-    """What is for training, validation and test."""
+    split: Literal["leave-one-out", "global-time-cut"] = "leave-one-out"
+    """Whether each user's last two items are held out, or what comes after two moments."""
+    validation_fraction: float = 0.1
+    """Of a cut by time, the share of the interactions between the two moments."""
+    test_fraction: float = 0.1
+    """Of a cut by time, the share of the interactions after the second moment."""
     keep_unseen_items: bool = False
     """Whether items of the table that nobody has met yet are in the catalogue, too; what is to be
     recommended of them is up to their content."""
@@ -58,7 +63,25 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if self.k_core < 0 or self.min_length < 1:
             raise ValueError("k_core must be at least 0 and min_length at least 1")
+        columns = (self.user_column, self.item_column, self.time_column, self.order_column)
+        twice = [column for column in columns if column and columns.count(column) > 1]
+        if twice:
+            raise ValueError(
+                f"the column {twice[0]!r} cannot be two things: give users, items, times and the "
+                "order a column each"
+            )
+        self._by_time()  # checks its fractions
         require_below_one(cold_items=self.cold_items)
+
+    @property
+    def cut(self) -> Split:
+        """What is for training, validation and test."""
+        return LeaveOneOut() if self.split == "leave-one-out" else self._by_time()
+
+    def _by_time(self) -> GlobalTimeCut:
+        return GlobalTimeCut(
+            validation_fraction=self.validation_fraction, test_fraction=self.test_fraction
+        )
 
     def resolved(self) -> "PrepareConfig":
         """Returns the config with the source that is meant: a log that is given is the one used.

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from recsys.config import require_at_least
+
 SHORTEST = 6
 NOTHING = -1
 FIRST_DAY = 1_700_000_000  # Unix seconds
@@ -48,6 +50,15 @@ class SyntheticConfig:
             raise ValueError("follow_last, follow_before and drift are probabilities")
         if self.follow_last + self.follow_before >= 1:
             raise ValueError("follow_last and follow_before must leave a chance of other items")
+        require_at_least(
+            1,
+            num_users=self.num_users,
+            num_families=self.num_families,
+            num_topics=self.num_topics,
+            num_successors=self.num_successors,
+        )
+        if self.num_successors > self.num_families:
+            raise ValueError("num_successors must be at most num_families")
         if self.num_items < max(2 * self.num_families, 4 * self.longest):
             raise ValueError(f"num_items is too small for sequences of up to {self.longest}")
 

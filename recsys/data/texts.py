@@ -156,4 +156,5 @@ class Titles:
 
 def _values(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    return [str(value).strip() for value in values if value is not None]
+    texts = [str(value).strip() for value in values if value is not None and value == value]
+    return list(filter(None, texts))  # what is missing is nothing, NaN or blank

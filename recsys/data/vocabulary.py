@@ -20,7 +20,8 @@ def read_item_table(table: pa.Table, item_column: str) -> pa.Table:
     """Returns the item table with its ids as text in the column item_id, each once.
 
     Raises:
-        ValueError: the column is missing, or an id is missing or occurs twice.
+        ValueError: the column is missing, an id is missing or occurs twice, or another column
+            cannot go with a dataset.
     """
     if item_column not in table.column_names:
         names = ", ".join(table.column_names)
@@ -37,8 +38,19 @@ def read_item_table(table: pa.Table, item_column: str) -> pa.Table:
     repeated = [entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1]
     if repeated:
         raise ValueError(f"the item table has {len(repeated)} ids twice, such as {repeated[0]!r}")
-    others = {n: table[n] for n in table.column_names if n not in (item_column, ITEM)}
-    return pa.table({ITEM: ids, **others})
+    others = table.select([n for n in table.column_names if n not in (item_column, ITEM)])
+    if POPULARITY in others.column_names:
+        raise ValueError(
+            f"the item table has a column {POPULARITY!r}, which in a dataset are counts of "
+            "training: call it otherwise"
+        )
+    try:
+        pq.ParquetWriter(pa.BufferOutputStream(), others.schema).close()
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"the item table has a column that Parquet cannot hold ({error}): leave it out"
+        ) from None
+    return pa.table({ITEM: ids, **{name: others[name] for name in others.column_names}})
 
 
 def align(item_ids: pa.Array, table: pa.Table, columns: Sequence[str]) -> pa.Table:

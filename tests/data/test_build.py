@@ -20,7 +20,8 @@ def _rows(*rows: tuple, order=None) -> pa.Table:
             "item_id": items,
             "timestamp": pa.array(times, pa.int64()),
             "fraction": np.zeros(len(rows)),
-            "order": pa.array(order or [None] * len(rows), pa.float64()),
+            "order": pa.array(order or [None] * len(rows), pa.int64()),
+            "order_fraction": np.zeros(len(rows)),
             "place": pa.array(range(len(rows)), pa.int64()),
         }
     )
@@ -90,7 +91,17 @@ def test_items_that_nobody_has_met_are_in_the_catalogue_where_asked(tmp_path):
     manifest, dataset = _build(tmp_path, config, _rows(*LOG), item_table=item_table)
     assert dataset.item_ids.to_pylist() == [None, "a", "b", "c", "z"]
     assert dataset.item_counts_V.tolist() == [0, 1, 2, 1, 0]
-    assert (manifest["num_items"], manifest["num_items_never_seen"]) == (4, 0)
+    assert (manifest["num_items"], manifest["num_items_never_seen"]) == (4, 1)
+
+
+def test_what_is_too_rare_is_counted_and_was_seen(tmp_path):
+    item_table = pa.table({"item_id": ["z", "c", "b", "a"]})
+    log = [*LOG[:2], *LOG[4:], ("w", "c", 7)]
+    manifest, dataset = _build(
+        tmp_path, PrepareConfig(k_core=2), _rows(*log), item_table=item_table
+    )
+    assert dataset.item_ids.to_pylist() == [None, "a", "b"]
+    assert (manifest["num_rare"], manifest["num_items_never_seen"]) == (1, 1)
 
 
 def test_cold_items_leave_training_and_stay_as_targets(tmp_path):

@@ -47,6 +47,7 @@ def test_dictionary_encoded_ids_become_text():
         ),
         (["yesterday", "now", "", "nan", "inf", "1999-99-99", None], None, [None] * 7),
         (["123456789012345678"], None, [123456789012345678]),
+        (["1700000000000000001", "9" * 19], None, [1700000000000000001, None]),
         ([True], None, [None]),
     ],
 )
@@ -92,7 +93,23 @@ def test_every_kind_of_problem_is_named():
 def test_order_must_be_a_number():
     columns = {"user_id": ["u", "u"], "item_id": ["i", "i"], "timestamp": [1, 2], "pos": ["0", "?"]}
     config = PrepareConfig(order_column="pos")
-    assert _problems(columns, config) == [None, "order is missing or no number"]
+    assert _problems(columns, config) == [None, "order is missing or cannot be parsed"]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.int64()])
+def test_an_order_by_ids_of_events_keeps_every_digit(kind):
+    order = pa.array([2**62 + 1, 2**62, 2**53 + 1]).cast(kind)
+    columns = {"user_id": ["u"] * 3, "item_id": ["i"] * 3, "timestamp": [1] * 3, "pos": order}
+    config = PrepareConfig(order_column="pos")
+    rows = clean(pa.table(columns), config, first_place=0, known_items=None)
+    assert rows["order"].to_pylist() == [2**62 + 1, 2**62, 2**53 + 1]
+
+
+@pytest.mark.parametrize("values", [[[1]], [b"\xff"]])
+def test_a_column_that_holds_no_ids_is_named(values):
+    columns = {"user_id": ["u"], "item_id": values, "timestamp": [1]}
+    with pytest.raises(ValueError, match="the log's 'item_id' is no column of ids"):
+        _problems(columns)
 
 
 def test_rows_that_are_no_rows_are_shown():

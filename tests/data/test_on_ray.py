@@ -46,7 +46,7 @@ def test_a_log_with_bad_rows_is_refused_with_counts_and_examples(tmp_path):
         "1 x time is missing or cannot be parsed",
         "1 x item is not in the item table",
         "1 x row cannot be read",
-        "user_id=None, item_id='a', timestamp='2'",
+        "user_id='', item_id='a', timestamp='2'",
         "--on-bad-rows set-aside",
     ):
         assert part in message
@@ -61,7 +61,7 @@ def test_bad_rows_are_set_aside_and_counted(tmp_path, capsys):
     assert manifest["rejected"]["user id is missing"] == 2
     rejected = pq.read_table(tmp_path / "dataset/rejected.parquet")
     assert rejected["problem"].to_pylist()[1] == "item id is missing"
-    assert len(rejected) == 6
+    assert rejected["file"].to_pylist() == [str(log)] * 6
     assert not (tmp_path / "dataset/scratch").exists()
 
 

@@ -21,6 +21,7 @@ COLUMNS = ["user_id", "item_id"]
 CSV = "user_id,extra,item_id\nu1,7,i1\nu2,8,\n"
 JSON = '{"user_id": "u1", "item_id": "i1"}\n\n{"user_id": "u2", "extra": [1]}\n'
 ROWS = [{"user_id": "u1", "item_id": "i1"}, {"user_id": "u2", "item_id": None}]
+CSV_ROWS = [ROWS[0], {"user_id": "u2", "item_id": ""}]
 
 
 def _rows(path, columns=COLUMNS):
@@ -28,12 +29,14 @@ def _rows(path, columns=COLUMNS):
     return [row for table in read_batches(str(path), columns) for row in table.to_pylist()]
 
 
-@pytest.mark.parametrize(("name", "text"), [("log.csv", CSV), ("log.jsonl", JSON)])
+@pytest.mark.parametrize(
+    ("name", "text", "rows"), [("log.csv", CSV, CSV_ROWS), ("log.jsonl", JSON, ROWS)]
+)
 @pytest.mark.parametrize("compressed", [False, True])
-def test_text_formats(tmp_path, name, text, compressed):
+def test_text_formats(tmp_path, name, text, rows, compressed):
     path = tmp_path / (name + ".gz" if compressed else name)
     path.write_bytes(gzip.compress(text.encode()) if compressed else text.encode())
-    assert _rows(path) == ROWS
+    assert _rows(path) == rows
 
 
 def test_parquet(tmp_path):
@@ -98,7 +101,7 @@ def test_truncated_files_are_refused(tmp_path):
 
 def test_malformed_csv_rows_come_as_text(tmp_path):
     (tmp_path / "log.csv").write_text(CSV + "u3,i3\n")
-    assert _rows(tmp_path / "log.csv") == [*ROWS, {MALFORMED: "u3,i3"}]
+    assert _rows(tmp_path / "log.csv") == [*CSV_ROWS, {MALFORMED: "u3,i3"}]
 
 
 def test_malformed_json_lines_come_as_text(tmp_path):
@@ -206,7 +209,7 @@ def test_a_quote_that_takes_rows_in_is_told(tmp_path, text, line):
 def test_quotes_and_line_breaks_in_their_place_are_read(tmp_path, text):
     path = tmp_path / "log.csv"
     path.write_text("user_id,item_id,note\n" + text, newline="")
-    assert _rows(path) == ROWS
+    assert _rows(path) == CSV_ROWS
 
 
 def test_a_quote_that_takes_in_more_than_arrow_reads_at_once_is_told(tmp_path):
@@ -253,7 +256,28 @@ def test_what_json_has_for_other_things_is_no_id(tmp_path):
     path = tmp_path / "log.jsonl"
     values = ('{"a": 1}', "[1]", "true", "null")
     path.write_text("".join(f'{{"user_id": "u", "item_id": {value}}}\n' for value in values))
-    assert _rows(path) == [{"user_id": "u", "item_id": None}] * 4
+    rows = _rows(path)
+    assert [row[MALFORMED] for row in rows] == [
+        *(f'{{"user_id": "u", "item_id": {value}}}' for value in values[:3]),
+        None,
+    ]
+    assert rows[3]["item_id"] is None
+    with pytest.raises(ValueError, match=r"cannot be read .*neither a text nor a number"):
+        read_table(str(path), ["item_id"])
+
+
+@pytest.mark.parametrize("text", ["NA", "null", "nan", "n/a", '"NULL"'])
+def test_an_id_that_reads_like_a_missing_value_is_one(tmp_path, text):
+    path = tmp_path / "log.csv"
+    path.write_text(f"user_id,item_id\nu1,{text}\n")
+    assert _rows(path) == [{"user_id": "u1", "item_id": text.strip('"')}]
+
+
+def test_a_column_that_is_there_twice_is_told(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,user_id\nu1,i1,u2\n")
+    with pytest.raises(ValueError, match="has the column 'user_id' more than once"):
+        check_file(str(path), COLUMNS)
 
 
 def test_a_column_that_no_json_line_has_is_told_with_those_that_are_there(tmp_path):

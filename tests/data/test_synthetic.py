@@ -65,7 +65,14 @@ def test_the_best_possible_is_better_than_popularity(log, frame):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"follow_last": 0.9, "follow_before": 0.2}, {"num_items": 20}, {"drift": 1.5}],
+    [
+        {"follow_last": 0.9, "follow_before": 0.2},
+        {"num_items": 20},
+        {"drift": 1.5},
+        {"num_users": 0},
+        {"num_topics": 0},
+        {"num_successors": 500},
+    ],
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -30,6 +30,14 @@ def test_a_column_of_plain_values_and_what_has_no_text_or_category():
     assert texts.labels_N.tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    "kinds", [[None, "p", "", "q", " "], [float("nan"), 1.0, None, 2.0, float("nan")]]
+)
+def test_what_is_missing_is_no_category(kinds):
+    table = pa.table({"title": list("abcde"), "kind": kinds})
+    assert label(table, ["title"], "kind").texts_N == ["b", "d"]
+
+
 def test_a_split_is_a_partition_that_follows_from_the_seed():
     texts = label(TABLE, ["title"], "kind")
     rest, part = texts.split(0.25, seed=1)

@@ -27,6 +27,15 @@ def test_unusable_item_tables_are_refused(ids, column, message):
         read_item_table(pa.table({"item_id": ids}), column)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"popularity": [9]}, "'popularity', which in a dataset"), ({"meta": [{}]}, "cannot hold")],
+)
+def test_other_columns_that_cannot_go_with_a_dataset_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        read_item_table(pa.table({"item_id": ["a"], **values}), "item_id")
+
+
 def test_row_numbers_are_item_indices_and_row_0_is_padding(tmp_path):
     table = read_item_table(ITEMS, "film")
     write_items(tmp_path / "items.parquet", pa.array(["10", "30"]), [0, 5, 6], table)

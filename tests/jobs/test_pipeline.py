@@ -72,7 +72,7 @@ def test_flags_of_the_log_and_the_split_reach_the_preparation():
     assert command(pipeline.Pipeline.from_preset, seen.append, words) == 0
     prepare = pipeline._with_flags(seen[0]).prepare
     assert (prepare.log, prepare.source) == ("a.zip", "movielens-1m")
-    assert seen[0].split == "global-time-cut"
+    assert prepare.split == "global-time-cut"
     with pytest.raises(ValueError, match="item table without a log"):
         pipeline._with_flags(replace(seen[0], preset=PRESETS["quickstart"], items="b.csv"))
 

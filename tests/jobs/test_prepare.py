@@ -39,9 +39,12 @@ def test_a_log_that_is_given_is_used_and_nothing_is_done_twice(preset, log, tmp_
 @pytest.mark.usefixtures("ray_started")
 def test_the_split_is_a_flag(log, tmp_path):
     output = tmp_path / "dataset"
-    assert _command("--log", log, "--split", "global-time-cut", "--output", output) == 0
+    words = ("--log", log, "--split", "global-time-cut", "--output", output)
+    assert _command(*words) == 0
     assert read_json(output / "manifest.json")["split"]["kind"] == "GlobalTimeCut"
     assert Dataset.open(output).train_length_U.sum() == 24
+    assert _command(*words, "--test-fraction", "0.4") == 0
+    assert Dataset.open(output).train_length_U.sum() == 15
 
 
 @pytest.mark.parametrize(
@@ -74,6 +77,8 @@ def test_what_a_user_can_cause_is_one_line(tmp_path, capfd, name, content, messa
         (["--items", "items.csv"], "an item table without a log"),
         (["--log", "nowhere/log.csv"], "nowhere/log.csv does not exist"),
         (["--k-core", "-1"], "k_core must be at least 0"),
+        (["--test-fraction", "1"], "leave nothing to train on"),
+        (["--order-column", "timestamp"], "'timestamp' cannot be two things"),
         (["--cold-items", "1"], "cold_items must be in [0, 1)"),
     ],
 )
