@@ -9,7 +9,7 @@ from typing import Any
 from jobs.command import command
 from jobs.on_ray import start_ray
 from jobs.presets import Preset
-from recsys.checkpoint import GRAPH, scores_seen, verify_model
+from recsys.checkpoint import GRAPH, read_model_config, scores_seen, verify_model
 from recsys.data.sequences import Dataset
 from recsys.evaluate.baselines import baselines
 from recsys.evaluate.engine import OnnxModel
@@ -80,6 +80,8 @@ def run(job: Evaluate) -> dict[str, Any]:
                 f"  {part['num_users']:,} targets are {what}: NDCG@10 {part['ndcg@10']:.4f}, "
                 f"HR@10 {part['hr@10']:.4f}"
             )
+    if read_model_config(job.model) != config:
+        raise ValueError(f"{job.model} was replaced while it was measured: measure it again")
     update_report(job.model, report)  # last: what was measured is shown where none can be written
     print(f"evaluate: {job.model / REPORT}")
     return report

@@ -95,7 +95,7 @@ def _serve(job: Serve, config: ServeConfig) -> None:
 def _reload(update: Callable[[], None]) -> None:
     try:
         update()
-        print("serve: the model directory was read again", flush=True)
+        print("serve: reading the model again; /v1/model tells what is in service", flush=True)
     except Exception as error:  # whatever it is, what answers goes on answering
         print(f"serve: kept the model in service: {error}", flush=True)
 

@@ -83,7 +83,7 @@ def read_model_config(directory: Path) -> dict[str, Any]:
     if not (directory / CONFIG).exists():
         raise ValueError(f"{directory} is not a model directory: it has no {CONFIG}")
     config = read_json(directory / CONFIG)
-    kinds = {"schema_version": int, "model": dict, "files": dict}
+    kinds = {"schema_version": int, "role": str, "model": dict, "files": dict}
     if not isinstance(config, dict) or not all(
         isinstance(config.get(name), kind) for name, kind in kinds.items()
     ):

@@ -42,7 +42,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; run the command that writes it first") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); make its stage anew") from None
 
 
@@ -53,8 +53,16 @@ def sha256(path: Path) -> str:
 
 
 def hash_of(value: Any) -> str:
-    """Returns a hash of a JSON value that does not depend on the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    """Returns a hash of a JSON value that does not depend on the order of keys.
+
+    Raises:
+        ValueError: a number in it is infinite or none.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, allow_nan=False)
+    except ValueError:
+        raise ValueError("a setting is infinite or no number: give a large one") from None
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def fingerprint(directory: Path) -> str:
@@ -98,14 +106,16 @@ def run_stage(
 
     Raises:
         ValueError: `output` is a URI; stages rename directories, which object stores cannot. Or it
-            is a file, or it or `<output>.partial` holds what no stage has written. Or another
-            process is writing it.
+            is a file, one of the inputs, or it or `<output>.partial` holds what no stage has
+            written. Or another process is writing it. Or an input was replaced meanwhile.
     """
     _refuse_uri(output)
     if output.is_symlink():  # the directory that it names is replaced, not the link
         output = output.resolve()
     _refuse_foreign(output)
-    prints = {key: fingerprint(v) if isinstance(v, Path) else v for key, v in inputs.items()}
+    if output.resolve() in [path.resolve() for path in inputs.values() if isinstance(path, Path)]:
+        raise ValueError(f"{output} is what is read, and would be replaced: name another output")
+    prints = _prints(inputs)
     record = {
         "schema_version": SCHEMA_VERSION,
         "stage": name,
@@ -125,12 +135,18 @@ def run_stage(
         if not (partial / STAGE_FILE).exists():  # else it was killed just before the rename
             started = time.perf_counter()
             build(partial)
+            if _prints(inputs) != prints:
+                raise ValueError(f"what {name} reads was replaced meanwhile: run it again")
             record["seconds"] = round(time.perf_counter() - started, 3)
             write_json(partial / STAGE_FILE, record)
         _replace(partial, output)
         _tidy(output, scratch)
     print(f"{name}: {output} ({read_json(output / STAGE_FILE)['seconds']:.0f} s)", flush=True)
     return True
+
+
+def _prints(inputs: Mapping[str, Path | str]) -> dict[str, str]:
+    return {key: fingerprint(v) if isinstance(v, Path) else v for key, v in inputs.items()}
 
 
 @contextlib.contextmanager

@@ -50,6 +50,18 @@ def test_newer_schema_is_refused(directory):
         verify_model(directory)
 
 
+@pytest.mark.parametrize("name", ["role", "files"])
+def test_what_does_not_describe_a_model_is_refused(directory, name):
+    config = read_json(directory / "config.json")
+    del config[name]
+    write_json(directory / "config.json", config)
+    with pytest.raises(ValueError, match="does not describe a model"):
+        verify_model(directory)
+    (directory / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="not valid JSON"):
+        verify_model(directory)
+
+
 def test_other_directory_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not a model directory"):
         verify_model(tmp_path)

@@ -9,6 +9,13 @@ import pytest
 from recsys.files import fingerprint, hash_of, read_json, run_stage, write_json
 
 
+def work(output: Path, config: object = 1, inputs: dict | None = None) -> bool:
+    def build(directory: Path) -> None:
+        (directory / "result").write_text("whole")
+
+    return run_stage(output, name="work", config=config, inputs=inputs or {}, build=build)
+
+
 def test_stage_runs_once_and_again_for_other_settings(tmp_path, capsys):
     calls = []
 
@@ -301,6 +308,34 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"a": float("nan")})
     assert read_json(path) == {"a": 1}
+
+
+def test_a_stage_does_not_replace_what_it_reads(tmp_path):
+    work(tmp_path / "model")
+    with pytest.raises(ValueError, match="model is what is read, and would be replaced"):
+        work(tmp_path / "model", inputs={"model": tmp_path / "other" / ".." / "model"})
+
+
+def test_an_input_that_is_replaced_meanwhile_is_told(tmp_path):
+    work(tmp_path / "input", config=1)
+
+    def build(directory):
+        work(tmp_path / "input", config=2)
+
+    with pytest.raises(ValueError, match="what test reads was replaced meanwhile"):
+        run_stage(
+            tmp_path / "out",
+            name="test",
+            config={},
+            inputs={"input": tmp_path / "input"},
+            build=build,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_infinite_setting_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="a setting is infinite"):
+        work(tmp_path / "out", config={"clip_norm": float("inf")})
 
 
 def test_hash_ignores_the_order_of_keys():

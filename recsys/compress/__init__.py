@@ -5,6 +5,7 @@ serving graph stores the weights. A new step adds its config to `Step` and what 
 `OF_TRANSFORMERS` or `OF_ANY`.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -32,6 +33,7 @@ from recsys.compress.prune import (
 from recsys.compress.quantize import Quantize
 from recsys.models import StudentConfig, without_content
 from recsys.models.interface import SequenceModel
+from recsys.models.rounding import round_weights
 from recsys.models.transformer import Transformer
 
 Step = (
@@ -88,6 +90,23 @@ def compress(
     if not isinstance(model.config, StudentConfig):
         raise ValueError(f"{type(model).__name__} cannot be served, so compress a student of it")
     model = without_content(model)
+    if any(step.recover_epochs for step in recipe):
+        _steps(model, recipe, histories, _no_recovery)  # what cannot be is refused before training
+    return _steps(model, recipe, histories, recover)
+
+
+def _no_recovery(model: SequenceModel, step: Step, bits: int | None) -> SequenceModel:
+    if bits:
+        round_weights(copy.deepcopy(model), bits)
+    return model
+
+
+def _steps(
+    model: SequenceModel,
+    recipe: Recipe,
+    histories: Sequence[np.ndarray],
+    recover: Recover | None,
+) -> tuple[SequenceModel, Precision]:
     precision: Precision = "float32"
     bits = None
     for step in recipe:

@@ -15,8 +15,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from recsys.checkpoint import GRAPH
 from recsys.data.encoders import Tokenizer
-from recsys.files import read_json, write_json
-from recsys.models.text import BATCH_SIZE, TextClassifier
+from recsys.files import read_json, sha256, write_json
+from recsys.models.text import TextClassifier
 
 FACTS = "classifier.json"
 EXAMPLES = ["two texts of", "different length, so that both axes of the graph are free"]
@@ -26,8 +26,20 @@ class CompressedClassifier:
     """A directory that `compress` wrote, run by ONNX Runtime."""
 
     def __init__(self, directory: Path):
+        """Opens it.
+
+        Raises:
+            ValueError: it is not as it was written.
+        """
         facts = read_json(directory / FACTS)
-        self.path, self.categories = directory / GRAPH, tuple(facts["categories"])
+        self.path = directory / GRAPH
+        if (
+            not isinstance(facts, dict)
+            or not self.path.exists()
+            or (facts.get("sha256") != sha256(self.path))
+        ):
+            raise ValueError(f"{directory} is not as it was written: compress the classifier again")
+        self.categories = tuple(facts["categories"])
         self.tokenizer = Tokenizer(directory, facts["max_tokens"])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -41,15 +53,18 @@ class CompressedClassifier:
         return self.path.stat().st_size
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns logits_NC."""
-        tokens_NT = self.tokenizer(texts).numpy()
-        return np.asarray(self.session.run(["logits_NC"], {"tokens_NT": tokens_NT})[0])
+        """Returns logits_NC, of one text at a time: what is answered together is quantised by one
+        scale, and would depend on what it is asked with."""
+        logits_NC = np.zeros((len(texts), len(self.categories)), np.float32)
+        for logits_C, text in zip(logits_NC, texts, strict=True):
+            tokens_1T = self.tokenizer([text]).numpy()
+            (logits_1C,) = self.session.run(["logits_NC"], {"tokens_NT": tokens_1T})
+            logits_C[:] = np.asarray(logits_1C)[0]
+        return logits_NC
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the index of each text's most likely category."""
-        starts = range(0, len(texts), BATCH_SIZE)
-        logits = [self.logits(texts[at : at + BATCH_SIZE]) for at in starts]
-        return np.concatenate(logits).argmax(axis=1)
+        return self.logits(texts).argmax(axis=1)
 
 
 def compress(
@@ -71,12 +86,14 @@ def compress(
             small = whole.with_suffix(".int8")
             quantize_dynamic(whole, small, weight_type=QuantType.QUInt8)
             whole = small
+        (directory / FACTS).unlink(missing_ok=True)  # what is there is whole, or cannot be opened
         whole.replace(directory / GRAPH)
     classifier.tokenizer.save(directory)
     facts = {
         "categories": classifier.categories,
         "max_tokens": classifier.tokenizer.max_tokens,
         "precision": precision,
+        "sha256": sha256(directory / GRAPH),
     }
     write_json(directory / FACTS, facts)
     return CompressedClassifier(directory)

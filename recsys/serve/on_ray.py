@@ -5,6 +5,7 @@ A second deployment behind the first would cost several milliseconds a request; 
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -167,7 +168,7 @@ def application(config: ServeConfig) -> serve.Application:
     Raises:
         ValueError: the directory cannot be served; found here, before any replica starts.
     """
-    model = Recommender(Path(config.model_directory))
+    Recommender(Path(config.model_directory))
     code = to_json(replace(config, model_directory=""))
     deployment = serve.deployment(
         name=DEPLOYMENT,
@@ -178,11 +179,8 @@ def application(config: ServeConfig) -> serve.Application:
         ),
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
-        # Of all that a replica shows: another report is to be read again, too.
-        user_config={
-            "model": config.model_directory,
-            "version": hash_of([model.config, model.report]),
-        },
+        # Another every time: a replica that has refused the model may be able to read it now.
+        user_config={"model": config.model_directory, "version": time.time_ns()},
         ray_actor_options={"num_cpus": 1},
         graceful_shutdown_timeout_s=5,
         graceful_shutdown_wait_loop_s=0.5,

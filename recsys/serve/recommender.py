@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.checkpoint import GRAPH, ITEMS, read_model_config, scores_seen, verify_model
@@ -163,5 +164,12 @@ def _read_items(path: Path) -> tuple[list[str], np.ndarray]:
             "prepare the dataset and train the model anew"
         )
     table = pq.read_table(path, columns=["item_id", "popularity"])
-    popularity_V = table["popularity"].fill_null(0).to_numpy().astype(np.float64)
-    return table["item_id"].to_pylist(), popularity_V
+    item_ids = table["item_id"].to_pylist()
+    is_text = all(isinstance(item_id, str) for item_id in item_ids[1:])
+    if item_ids[:1] != [None] or not is_text or len(set(item_ids)) < len(item_ids):
+        raise ValueError(f"{path} does not hold padding and then items, each once; make it anew")
+    try:
+        popularity_V = table["popularity"].fill_null(0).to_numpy().astype(np.float64)
+    except (ValueError, pa.ArrowException):
+        raise ValueError(f"{path} has a popularity that is no number; make it anew") from None
+    return item_ids, popularity_V

@@ -185,6 +185,19 @@ def test_recipe_composes_and_recovers_where_asked(model, histories):
     )
 
 
+def test_what_cannot_be_is_refused_before_training(model, histories):
+    recipe = (FactorizeItems(rank=8, recover_epochs=3), PruneHeads(keep=99))
+    with pytest.raises(ValueError, match=r"the model has"):
+        compress(model, recipe, histories=histories, recover=pytest.fail)
+
+
+def test_a_gru_is_not_trained_before_its_rounding_is_refused(histories):
+    gru = build(GRUConfig(width=8, num_layers=1, max_length=12), NUM_ITEMS + 1)
+    recipe = (CodebookItems(codes=2, recover_epochs=3), Quantize(bits=4, recover_epochs=3))
+    with pytest.raises(ValueError, match="a GRU cannot be trained with rounded"):
+        compress(gru, recipe, histories=histories, recover=pytest.fail)
+
+
 def test_recovery_without_a_trainer_is_refused(model, histories):
     with pytest.raises(ValueError, match="PruneHeads asks for recovery"):
         compress(model, (PruneHeads(keep=1, recover_epochs=1),), histories=histories)

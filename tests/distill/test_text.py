@@ -180,6 +180,21 @@ def test_a_student_learns_from_titles_what_comes_next(directory, titled, tmp_pat
         rank(load_classifier(directory, CATEGORIES), titles)
 
 
+def test_a_compressed_classifier_answers_a_text_alike_in_any_company_or_not_at_all(
+    directory, tmp_path
+):
+    texts = telling_texts(20).texts_N
+    classifier = load_classifier(directory, CATEGORIES, max_tokens=16)
+    compressed = compress(classifier, tmp_path)
+    alone_NC = np.concatenate([compressed.logits([text]) for text in texts])
+    np.testing.assert_array_equal(compressed.logits(texts), alone_NC)
+    assert compressed.logits([]).shape == (0, len(CATEGORIES))
+    with (tmp_path / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ValueError, match="not as it was written"):
+        CompressedClassifier(tmp_path)
+
+
 def test_what_does_not_belong_together_is_said(directory):
     texts = telling_texts(20)
     teacher = load_classifier(directory, CATEGORIES)

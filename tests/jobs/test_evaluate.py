@@ -10,6 +10,7 @@ from jobs.command import command
 from recsys.checkpoint import Origin, seal_model
 from recsys.compress import export
 from recsys.compress.package import package
+from recsys.files import read_json, write_json
 from recsys.models import TransformerConfig, build
 
 CONFIG = TransformerConfig(
@@ -74,6 +75,22 @@ def test_it_finds_what_the_stage_that_made_the_model_found(job, capsys):
         "student",
     ]
     assert "test, full-ranking, seen items removed: 60 users ranked" in lines[4]
+
+
+def test_a_model_that_is_replaced_while_it_is_measured_keeps_its_own_report(job, monkeypatch):
+    before = read_report(job)
+    measured = evaluate.cost
+
+    def replaced(*args):
+        found = measured(*args)
+        config = read_json(job.model / "config.json")
+        write_json(job.model / "config.json", {**config, "role": "another"})
+        return found
+
+    monkeypatch.setattr(evaluate, "cost", replaced)
+    with pytest.raises(ValueError, match="was replaced while it was measured"):
+        evaluate.run(dataclasses.replace(job, baselines=False))
+    assert read_report(job) == before
 
 
 def test_validation_stands_beside_the_test_report(job):

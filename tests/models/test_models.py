@@ -10,6 +10,7 @@ import torch
 
 from recsys.checkpoint import Origin
 from recsys.data.batches import pad_histories, pad_times
+from recsys.files import read_json, write_json
 from recsys.models import (
     EnsembleConfig,
     GRUConfig,
@@ -103,6 +104,23 @@ def test_save_and_load(model, tmp_path):
     assert loaded.config == model.config
     histories = [[1, 2], [3]]
     np.testing.assert_array_equal(scores(loaded, histories), scores(model, histories))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"width": 99}, {"width": None}, {"dropout": "x"}, {"kind": ["a"]}, {"kind": None}],
+)
+def test_a_config_that_is_not_of_its_weights_is_refused(model, tmp_path, wrong):
+    items = tmp_path / "items.parquet"
+    pq.write_table(pa.table({"item_id": [None, *map(str, range(NUM_ITEMS))]}), items)
+    save(model, tmp_path / "model", items=items, origin=Origin(role="student"))
+    config = read_json(tmp_path / "model/config.json")
+    config["model"] |= wrong
+    if wrong == {"kind": None}:
+        del config["model"]["kind"]
+    write_json(tmp_path / "model/config.json", config)
+    with pytest.raises(ValueError, match=r"config\.json|setting|width|model kind"):
+        load_model(tmp_path / "model")
 
 
 def test_rows_of_the_table_by_themselves(model):

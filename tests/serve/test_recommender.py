@@ -201,6 +201,25 @@ def test_items_without_popularity_are_refused(tmp_path):
         Recommender(directory)
 
 
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("item_id", [None, 1, 2, 3, 4, 5, 6]),
+        ("item_id", [None, "a", "a", "b", "c", "d", "e"]),
+        ("item_id", ["z", "a", None, "b", "c", "d", "e"]),
+        ("popularity", list("abcdefg")),
+    ],
+)
+def test_a_catalogue_that_is_none_is_refused(tmp_path, column, values):
+    directory = write_model(tmp_path / "model")
+    table = pq.read_table(directory / "items.parquet")
+    table = table.set_column(table.column_names.index(column), column, pa.array(values))
+    pq.write_table(table, directory / "items.parquet")
+    seal_model(directory)
+    with pytest.raises(ValueError, match=r"items\.parquet .* make it anew"):
+        Recommender(directory)
+
+
 def test_items_of_another_catalogue_are_refused(tmp_path):
     directory = write_model(tmp_path / "model")
     table = pq.read_table(directory / "items.parquet")
