@@ -15,6 +15,7 @@ from recsys.data.sequences import Dataset
 from recsys.distill.answers import LiveTeacher, TargetsConfig, require_scores
 from recsys.distill.objective import Distillation, DistillConfig
 from recsys.distill.targets import require_room, write_targets
+from recsys.evaluate.report import check_catalogue
 from recsys.files import fingerprint, run_stage
 from recsys.models import StudentConfig, load_model
 from recsys.train.config import TrainConfig, find_device
@@ -82,6 +83,7 @@ class Distill:
 def run(job: Distill) -> Path:
     """Distils, as far as that is not done, and returns the student's model directory."""
     require(job)
+    check_catalogue(job.teacher, Dataset.open(job.dataset))
     require_scores(job.teacher, job.keep)
     if job.start == "teacher":
         _require_part(job)

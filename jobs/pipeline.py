@@ -10,6 +10,7 @@ from jobs import compress, distill, prepare, search, train
 from jobs.command import command
 from jobs.presets import Preset
 from recsys.data.sequences import Dataset
+from recsys.distill.answers import require_length
 from recsys.evaluate.baselines import baselines
 from recsys.evaluate.cost import hardware, versions
 from recsys.evaluate.report import evaluate_scorer, row, table
@@ -47,7 +48,9 @@ def run(job: Pipeline) -> dict:
     preset = _with_flags(job)
     directory = job.output
     distillation = distill.Distill.from_preset(preset, directory)
-    distill.require(distillation)  # before hours of a teacher's training
+    # Before hours of a teacher's training:
+    distill.require(distillation)
+    _require_teacher(preset)
     prepare.run(prepare.Prepare.from_preset(preset, directory))
     train.run(train.Train.from_preset(preset, directory))
     distill.run(replace(distillation, alone=directory / "student-alone"))
@@ -57,6 +60,19 @@ def run(job: Pipeline) -> dict:
     write_json(directory / "summary.json", summary)
     _show(directory, summary)
     return summary
+
+
+def _require_teacher(preset: Preset) -> None:
+    """Checks that the teacher that will be trained can be asked what it is to be asked."""
+    if preset.loss.leave_out_seen and not preset.keep.leave_out_seen:
+        raise ValueError(
+            "the teacher is asked about what users have had, which it would not learn: give "
+            "--preset.loss.no-leave-out-seen, too, or leave --preset.keep.no-leave-out-seen and "
+            "--preset.distill.no-leave-out-seen out"
+        )
+    if preset.live:
+        length = preset.train_student.row_length or preset.student.max_length
+        require_length(preset.teacher.max_length, length)
 
 
 def _with_flags(job: Pipeline) -> Preset:

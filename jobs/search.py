@@ -79,7 +79,7 @@ def run(job: Search) -> Path:
     seeds = {path.name: path for path in job.models}
     if len(seeds) < len(job.models):
         raise ValueError(f"two of the models have the same name: {', '.join(map(str, job.models))}")
-    require_points(job.models, job.teacher)
+    require_points(job.models, job.teacher, Dataset.open(job.dataset))
     answers = {} if job.live else {"targets": job.targets}
     run_stage(
         job.output,

@@ -59,8 +59,8 @@ def softmax_cross_entropy(
 ) -> Tensor:
     """Returns the summed cross-entropy of a softmax over the catalogue; target 0 counts nothing.
 
-    The padding item takes part in the normaliser with the score that its zero row gives, unless it
-    is among those that are left out.
+    The padding item takes part in the normaliser with the score that its row gives, unless it is
+    among those that are left out.
     """
     counts_N1 = (targets_N != PADDING).to(states_ND.dtype)[:, None]
     labels = SoftLabels(targets_N[:, None], counts_N1)

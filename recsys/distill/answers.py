@@ -158,6 +158,20 @@ def require_scores(teacher: Path, config: TargetsConfig) -> None:
         )
 
 
+def require_length(most: int, length: int) -> None:
+    """Checks that a teacher that reads `most` events can be asked live by a student that is trained
+    on `length` at once.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if length > most:
+        raise ValueError(
+            f"the student is trained on {length} events at once and its teacher reads {most}: "
+            f"give --train.row-length {most}, and --model.max-length no more, or leave --live out"
+        )
+
+
 class LiveTeacher:
     """A `Teacher` that answers anew in every batch: nothing to store, and a forward pass a step."""
 
@@ -171,13 +185,7 @@ class LiveTeacher:
         Raises:
             ValueError: it has not.
         """
-        most = read_shape(self.directory).max_length
-        if length > most:
-            raise ValueError(
-                f"the student is trained on {length} events at once and its teacher reads {most}: "
-                f"give --train.row-length {most}, and --model.max-length no more, or leave --live "
-                "out"
-            )
+        require_length(read_shape(self.directory).max_length, length)
 
     @cached_property
     def model(self) -> SequenceModel:

@@ -8,6 +8,7 @@ teacher's probability; if asked for, a sample of all items and the teacher's sta
 
 import shutil
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,8 @@ def require_room(dataset: Dataset, directory: Path, config: TargetsConfig, width
     Raises:
         ValueError: they do not; with what is needed and what there is.
     """
-    size = config.bytes_per_position(width)
+    most = dataset.num_items_with_padding - 1
+    size = replace(config, top_k=min(config.top_k, most)).bytes_per_position(width)
     needed = int(first_rows(dataset)[-1]) * size
     written = sum(path.stat().st_size for path in directory.glob("targets-*.arrow"))
     free = shutil.disk_usage(directory).free + written  # an interrupted writing keeps its files

@@ -98,8 +98,8 @@ def train_student(
     """Trains `student` in place and returns what its epochs came to.
 
     Raises:
-        ValueError: the student is none of the teacher's, the texts have other categories, or the
-            loss is not finite.
+        ValueError: the student was not made by `simple_student`, its categories or those of the
+            texts are not the teacher's, or the loss is not finite.
     """
     if student.cut is None or teacher.categories != student.categories:
         raise ValueError("this is no student of the teacher's: make one with simple_student")

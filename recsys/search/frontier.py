@@ -15,7 +15,13 @@ from recsys.data.sequences import Dataset
 from recsys.evaluate.baselines import baselines
 from recsys.evaluate.cost import latency_ms
 from recsys.evaluate.engine import OnnxModel
-from recsys.evaluate.report import REPORT, evaluate_scorer, sample_histories, write_report
+from recsys.evaluate.report import (
+    REPORT,
+    check_catalogue,
+    evaluate_scorer,
+    sample_histories,
+    write_report,
+)
 from recsys.files import read_json, write_json
 from recsys.search.pareto import ACCURACY, LATENCY, choose, front, rule_of
 from recsys.search.report import write_page, write_plot
@@ -35,12 +41,13 @@ class References:
     """NDCG@10 on validation by the baseline's name."""
 
 
-def require_points(models: Sequence[Path], teacher: Path) -> None:
+def require_points(models: Sequence[Path], teacher: Path, dataset: Dataset) -> None:
     """Checks, before hours of a search, that models can be points beside what it finds, and that
     their teacher can be compared with them.
 
     Raises:
-        ValueError: one has no metrics on validation, or a model no graph to be served by.
+        ValueError: one has other items than the dataset or no metrics on validation, or a model no
+            graph to be served by.
     """
     for path in (*models, teacher):
         report = read_json(path / REPORT)
@@ -51,6 +58,7 @@ def require_points(models: Sequence[Path], teacher: Path) -> None:
             )
         if ACCURACY.removeprefix("validation_") not in report.get("validation", {}):
             raise ValueError(f"{path / REPORT} has no metrics on validation: make its stage anew")
+        check_catalogue(path, dataset)
 
 
 def references(teacher: Path, dataset: Dataset) -> References:

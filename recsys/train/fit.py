@@ -177,10 +177,17 @@ def require_targets(dataset: Dataset) -> None:
         ValueError: there is nothing to choose or measure a model by.
     """
     for split in ("validation", "test"):
-        if not len(dataset.targets(split)[0]):
+        users_U, targets_U = dataset.targets(split)
+        if not len(users_U):
             raise ValueError(
                 f"{dataset.path} has no event for {split}: a user needs three events or, where the "
                 "split is at two moments, there must be some before, between and after both"
+            )
+        pairs = zip(map(dataset.history, users_U.tolist()), targets_U.tolist(), strict=True)
+        if all(items[target] in items[:target] for items, target in pairs):
+            raise ValueError(
+                f"{dataset.path} has no event for {split} that is new to its user: what is met "
+                "again is not recommended, and there is nothing to choose or measure a model by"
             )
 
 

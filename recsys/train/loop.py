@@ -210,7 +210,7 @@ class _Run:
         """Returns the next step's batch as `_update` takes it."""
         batch = batches.batch(index)
         if not self.repeated:
-            progress = self.step / self.total_steps
+            progress = min(1.0, self.step / self.total_steps)  # epochs differ by a few batches
             return to_tensors(batch, self.device)._replace(progress=progress)
         read = to_tensors(batch, torch.device("cpu"))
         return self.objective.look_up(read) if isinstance(self.objective, Repeatable) else read
@@ -272,7 +272,7 @@ class _Run:
         warmup = max(1, round(self.config.warmup * self.total_steps))
         if self.step < warmup:
             return (self.step + 1) / warmup
-        done = (self.step - warmup) / max(1, self.total_steps - warmup)
+        done = min(1.0, (self.step - warmup) / max(1, self.total_steps - warmup))
         return 0.5 * (1 + math.cos(math.pi * done))
 
     def _evaluate(self, loss: float) -> None:

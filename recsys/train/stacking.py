@@ -26,8 +26,10 @@ def stacked_weights(
     items that are new to the users, of whom `MOST_USERS` are drawn, or as many as memory is for.
 
     Raises:
-        ValueError: no user has a new item in validation.
+        ValueError: there is no member, or no user has a new item in validation.
     """
+    if not members:
+        raise ValueError("there are no members to weigh")
     users_U, targets_U = dataset.targets("validation")
     most = max(min(MOST_USERS, MOST_SCORES // (len(members) * dataset.num_items_with_padding)), 1)
     drawn = np.random.default_rng(seed).permutation(len(users_U))[:most]

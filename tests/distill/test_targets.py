@@ -1,3 +1,5 @@
+import contextlib
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -134,9 +136,20 @@ def test_workers_write_what_one_process_writes_and_say_nothing(
     assert capfd.readouterr().err == ""
 
 
-def test_targets_that_do_not_fit_the_disk_are_refused_with_the_number(dataset, tmp_path):
-    with pytest.raises(ValueError, match=r"need [\d.]+ GiB \(\d+ bytes a position\)"):
-        require_room(dataset, tmp_path, TargetsConfig(top_k=10**12), width=16)
+def test_targets_that_do_not_fit_the_disk_are_refused_with_the_number(
+    dataset, tmp_path, monkeypatch
+):
+    config, whole = (TargetsConfig(top_k=k) for k in (10**12, dataset.num_items_with_padding - 1))
+    needed = int(first_rows(dataset)[-1]) * whole.bytes_per_position(16)
+    for free, fits in ((needed, True), (needed - 1, False)):
+        usage = shutil.disk_usage(tmp_path)._replace(free=free)
+        monkeypatch.setattr(module.shutil, "disk_usage", lambda _, usage=usage: usage)
+        with (
+            contextlib.nullcontext()
+            if fits
+            else pytest.raises(ValueError, match=r"need [\d.]+ GiB \(\d+ bytes a position\)")
+        ):
+            require_room(dataset, tmp_path, config, width=16)
 
 
 def test_the_bytes_of_a_position_are_those_on_disk(dataset, teacher, tmp_path):

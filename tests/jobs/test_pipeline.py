@@ -18,6 +18,7 @@ from jobs.presets import PRESETS
 from recsys.checkpoint import load_weights, verify_model
 from recsys.data.schema import PrepareConfig
 from recsys.data.synthetic import SyntheticConfig
+from recsys.distill.answers import TargetsConfig
 from recsys.distill.objective import DistillConfig
 from recsys.files import read_json
 from recsys.search.space import SearchConfig
@@ -77,9 +78,25 @@ def test_flags_of_the_log_and_the_split_reach_the_preparation():
         pipeline._with_flags(replace(seen[0], preset=PRESETS["quickstart"], items="b.csv"))
 
 
-def test_what_distillation_would_refuse_is_refused_before_a_teacher_is_trained(tmp_path):
-    asked = replace(small_preset(0), distill=DistillConfig(soft="probabilities"))
-    with pytest.raises(ValueError, match="write them with --keep"):
+SEEN_ASKED = {
+    "keep": TargetsConfig(leave_out_seen=False),
+    "distill": DistillConfig(leave_out_seen=False),
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"distill": DistillConfig(soft="probabilities")}, "write them with --keep"),
+        (SEEN_ASKED, "--preset.loss.no-leave-out-seen, too"),
+        ({"live": True, "student": replace(small_preset(0).student, max_length=999)}, "reads"),
+    ],
+)
+def test_what_distillation_would_refuse_is_refused_before_a_teacher_is_trained(
+    tmp_path, settings, message
+):
+    asked = replace(small_preset(0), **settings)
+    with pytest.raises(ValueError, match=message):
         pipeline.run(pipeline.Pipeline(preset=asked, output=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

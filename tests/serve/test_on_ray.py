@@ -192,7 +192,7 @@ def test_new_weights_come_into_service_without_a_lost_request(endpoint):
     replicas = replica_processes(endpoint.process.pid)
     replace_model(endpoint.model, sign=-1)
     endpoint.process.send_signal(signal.SIGHUP)
-    endpoint.wait_for_log("was read again")
+    endpoint.wait_for_log("reading the model again")
     assert endpoint.version() != before
     time.sleep(0.2)
     done.set()

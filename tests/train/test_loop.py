@@ -1,5 +1,6 @@
 import copy
 import gc
+import itertools
 import math
 import shutil
 import weakref
@@ -216,8 +217,36 @@ def test_without_a_target_to_measure_by_nothing_is_trained(dataset_directory, tm
     manifest = read_json(tmp_path / "dataset" / "manifest.json")
     write_json(tmp_path / "dataset" / "manifest.json", {**manifest, "num_users": 1})
     task = Task(dataset=tmp_path / "dataset", model=MODEL, train=CONFIG, objective=next_item)
-    with pytest.raises(ValueError, match="no event for validation"):
+    with pytest.raises(ValueError, match="no event for validation: a user needs"):
         fit(task, tmp_path)
+    again = [Sequence("u", np.array([1, 2, 1, 2], np.int32), np.arange(4), 2, 2, 3)]
+    write_sequences(tmp_path / "dataset" / "sequences-00000.arrow", again)
+    with pytest.raises(ValueError, match="no event for validation that is new to its user"):
+        fit(task, tmp_path)
+
+
+def test_the_rate_stays_down_where_epochs_have_more_batches_than_the_first(dataset, monkeypatch):
+    progress, rates = [], []
+    whole, schedule = loop._Run._batches, loop._Run._schedule
+    calls = itertools.count()
+
+    def batches(self, epoch):  # the first is asked how long it is
+        return [None] if next(calls) == 0 else whole(self, epoch)
+
+    def noted(self):
+        rates.append(schedule(self))
+        return rates[-1]
+
+    def objective(model, batch):
+        progress.append(batch.progress)
+        return next_item(model, batch)
+
+    monkeypatch.setattr(loop._Run, "_batches", batches)
+    monkeypatch.setattr(loop._Run, "_schedule", noted)
+    run(dataset, MemoryCheckpoints(), objective=objective)
+    assert len(rates) > CONFIG.epochs + 2
+    assert rates[CONFIG.epochs :] == [0.0] * (len(rates) - CONFIG.epochs)
+    assert max(progress) == 1
 
 
 def test_it_learns(dataset):
