@@ -19,7 +19,8 @@ class SearchConfig:
     num_trials: int = 6
     """Students to train, besides the one that the pipeline has made."""
     max_concurrent: int = 2
-    """Trials at the same time, one logical CPU each."""
+    """Trials at the same time, one logical CPU each; a search that goes on has as many as it began
+    with."""
     epochs: int = 10
     """Epochs that a trial's student trains."""
     widths: tuple[int, ...] = (8, 12, 16, 24, 32)
