@@ -46,9 +46,8 @@ def run(job: Prepare) -> Path:
         f"  {manifest['num_users']:,} users, {manifest['num_items']:,} items, "
         f"{manifest['num_interactions']:,} interactions; {manifest['num_rejected']:,} rows "
         f"rejected, {manifest['num_duplicates']:,} duplicates dropped, {manifest['num_rare']:,} of "
-        "rare users and items, "
-        f"{manifest['num_items_never_seen']:,} items of the table never seen, "
-        f"{manifest['num_cold_items']:,} kept out of training",
+        f"rare users and items, {manifest['num_items_never_seen']:,} items of the table never "
+        f"seen, {manifest['num_cold_items']:,} kept out of training",
         flush=True,
     )
     return job.output

@@ -33,11 +33,8 @@ class CompressedClassifier:
         """
         facts = read_json(directory / FACTS)
         self.path = directory / GRAPH
-        if (
-            not isinstance(facts, dict)
-            or not self.path.exists()
-            or (facts.get("sha256") != sha256(self.path))
-        ):
+        expected = facts.get("sha256") if isinstance(facts, dict) else None
+        if not self.path.exists() or sha256(self.path) != expected:
             raise ValueError(f"{directory} is not as it was written: compress the classifier again")
         self.categories = tuple(facts["categories"])
         self.tokenizer = Tokenizer(directory, facts["max_tokens"])

@@ -418,11 +418,8 @@ def _as_found(values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
     except UnicodeEncodeError:
-        return pa.array([json.loads(_json_bytes(value, errors="replace")) for value in values])
-
-
-def _json_bytes(value: Any, errors: str = "strict") -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode(errors=errors)
+        texts = (json.dumps(value, ensure_ascii=False) for value in values)
+        return pa.array([json.loads(text.encode(errors="replace")) for text in texts])
 
 
 def _texts(rows: list[dict], name: Hashable) -> pa.Array:

@@ -37,14 +37,10 @@ def metrics_of(ranking: Ranking, num_items: int, *, seed: int) -> dict[str, Any]
     """
     ranks_U = ranking.ranks_U
     if not len(ranks_U):
-        raise ValueError(
-            "no user has a target to rank: "
-            + (
-                "all had met theirs before; rank seen items, too, with --keep-seen"
-                if ranking.num_repeat_targets
-                else "sequences are too short for this split"
-            )
-        )
+        why = "sequences are too short for this split"
+        if ranking.num_repeat_targets:
+            why = "all had met theirs before; rank seen items, too, with --keep-seen"
+        raise ValueError(f"no user has a target to rank: {why}")
     values = {f"ndcg@{k}": ndcg(ranks_U, k) for k in CUTOFFS}
     values |= {f"hr@{k}": hit_rate(ranks_U, k) for k in CUTOFFS}
     values["mrr"] = reciprocal_rank(ranks_U)
